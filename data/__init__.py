@@ -1,0 +1,1 @@
+"""What the embedded default needs: molecules, small checkpoints, example configs; read through importlib.resources."""
