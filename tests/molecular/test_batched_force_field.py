@@ -6,10 +6,9 @@ import numpy as np
 import openmm as mm
 import pytest
 import torch
-from openmm import app, unit
-
 from feynkac.molecular.energies import BatchedForceField, EnergyInputError, UnsupportedForceError, native_status
 from feynkac.molecular.systems import load_system
+from openmm import app, unit
 
 from .molecules import FORCE_FIELDS, molecule_path
 
@@ -140,7 +139,7 @@ def test_reaction_field_exceptions_and_ryckaert_bellemans(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("force_field", FORCE_FIELDS[:2], ids=" + ".join)
 def test_overlapping_atoms_where_one_sphere_swallows_another(force_field, backend):
-    """At 0.01 nm the descreening integral takes its inner branch, which differs between OpenMM's two implementations."""
+    """At 0.01 nm the descreening integral takes its inner branch, which differs between OpenMM's two forces."""
     needs_compiler(backend)
     built = load_system(molecule_path("alanine_dipeptide"), force_field=force_field)
     positions = distorted(built, 2, scale=0.002)
