@@ -97,9 +97,7 @@ def _read_tensors(path: Path, digest: str) -> bytes:
     except FileNotFoundError:
         raise CheckpointError(f"damaged checkpoint: {path} is missing") from None
     if hashlib.sha256(payload).hexdigest() != digest:
-        raise CheckpointError(
-            f"damaged checkpoint: {path} does not match its checksum (truncated or altered)"
-        )
+        raise CheckpointError(f"damaged checkpoint: {path} does not match its checksum (truncated or altered)")
     return payload
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Autograd", "LogDensity", "Path", "Point", "WithScore"]
+__all__ = ["Autograd", "LogDensity", "GeometricPath", "Point", "WithScore"]
 
 
 class LogDensity(Protocol):
@@ -87,7 +87,7 @@ class Point:
 
 
 @dataclass(frozen=True, eq=False)
-class Path:
+class GeometricPath:
     r"""The density :math:`\prod_c \pi_c(x)^{a_c}`, with exponents of their own for every population.
 
     Attributes:
@@ -100,11 +100,11 @@ class Path:
     exponents: Tensor
 
     @classmethod
-    def single(cls, density: LogDensity, populations: int, *, device: torch.device | str = "cpu") -> Path:
+    def single(cls, density: LogDensity, populations: int, *, device: torch.device | str = "cpu") -> GeometricPath:
         """One density with exponent one."""
         return cls((density,), torch.ones((populations, 1), dtype=torch.float64, device=device))
 
-    def with_exponents(self, exponents: Tensor) -> Path:
+    def with_exponents(self, exponents: Tensor) -> GeometricPath:
         """The same components, other exponents ``(P, C)``."""
         return replace(self, exponents=exponents)
 

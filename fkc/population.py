@@ -52,8 +52,7 @@ class Population:
     def __post_init__(self) -> None:
         if self.log_weights.ndim != 2 or self.log_weights.dtype != torch.float64:
             raise WeightError(
-                "log_weights must be (P, K) float64, got "
-                f"{tuple(self.log_weights.shape)} {self.log_weights.dtype}"
+                f"log_weights must be (P, K) float64, got {tuple(self.log_weights.shape)} {self.log_weights.dtype}"
             )
 
     @classmethod
@@ -64,9 +63,7 @@ class Population:
             ValueError: fewer than one population or particle.
         """
         if populations < 1 or particles < 1:
-            raise ValueError(
-                f"need at least one population and one particle, got {populations} x {particles}"
-            )
+            raise ValueError(f"need at least one population and one particle, got {populations} x {particles}")
         zeros = torch.zeros(populations, dtype=torch.float64, device=device)
         counts = torch.zeros(populations, dtype=torch.int64, device=device)
         roots = torch.arange(particles, device=device).expand(populations, particles).clone()
@@ -121,9 +118,7 @@ class Population:
         """Particles of weight zero now, ``(P,)`` int64."""
         return (self.log_weights == -math.inf).sum(dim=-1)
 
-    def reweighted(
-        self, log_increment: Tensor, *, on_collapse: Literal["raise", "keep"] = "raise"
-    ) -> Population:
+    def reweighted(self, log_increment: Tensor, *, on_collapse: Literal["raise", "keep"] = "raise") -> Population:
         """Multiplies the weights by ``exp(log_increment)``.
 
         Args:

@@ -38,9 +38,7 @@ class Checkpoint:
     def refuse_existing(self) -> None:
         """Raises CheckpointError if the folder already holds a state: a new run must not overwrite it."""
         if storage.exists(self.folder):
-            raise CheckpointError(
-                f"{self.folder} already holds a checkpoint; resume it or choose another folder"
-            )
+            raise CheckpointError(f"{self.folder} already holds a checkpoint; resume it or choose another folder")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +92,7 @@ def save_run(checkpoint: Checkpoint, run: RunState, identity: Mapping[str, Any])
     storage.save_state(checkpoint.folder, tensors, {"index": run.index, "identity": dict(identity)})
 
 
-def restore_run(
-    checkpoint: Checkpoint, identity: Mapping[str, Any], device: torch.device | str
-) -> RunState | None:
+def restore_run(checkpoint: Checkpoint, identity: Mapping[str, Any], device: torch.device | str) -> RunState | None:
     """Reads the run back, or None if the folder holds none.
 
     Raises:
@@ -125,6 +121,4 @@ def restore_run(
 
 def _group(name: str, tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
     prefix = f"{name}/"
-    return {
-        key.removeprefix(prefix): value.to(device) for key, value in tensors.items() if key.startswith(prefix)
-    }
+    return {key.removeprefix(prefix): value.to(device) for key, value in tensors.items() if key.startswith(prefix)}

@@ -158,9 +158,7 @@ def step(
     evidence zero, see ``Population.collapsed``.
     """
     index = state.index + 1
-    population, ancestors = state.population.resampled(
-        streams.resampling, scheme=resampler, threshold=ess_threshold
-    )
+    population, ancestors = state.population.resampled(streams.resampling, scheme=resampler, threshold=ess_threshold)
     parents = state.cloud.permuted(ancestors)
     cloud = model.move(streams.noise, index, parents, population)
     log_increment = model.log_potential(index, parents, cloud)
@@ -237,9 +235,7 @@ def smc(
     return result
 
 
-def _begin(
-    model: FeynmanKacModel, streams: Streams, particles: int, collectors: Sequence[Collector]
-) -> RunState:
+def _begin(model: FeynmanKacModel, streams: Streams, particles: int, collectors: Sequence[Collector]) -> RunState:
     state = init(model, streams, particles)
     nobody = torch.zeros(state.population.n_populations, dtype=torch.bool, device=state.cloud.x.device)
     record = Record.empty().extended({c.name: c(state, StepInfo(None, nobody)) for c in collectors})

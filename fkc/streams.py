@@ -86,9 +86,7 @@ class Streams:
     resampling: tuple[Generator, ...]
 
     @classmethod
-    def from_seed(
-        cls, seed: int, populations: int, *, first: int = 0, device: torch.device | str = "cpu"
-    ) -> Streams:
+    def from_seed(cls, seed: int, populations: int, *, first: int = 0, device: torch.device | str = "cpu") -> Streams:
         """Streams of populations ``first .. first + populations - 1`` of a run with this seed."""
         indices = range(first, first + populations)
         return cls(
@@ -116,23 +114,15 @@ class Streams:
 def _restore(states: Tensor, device: torch.device | str) -> tuple[Generator, ...]:
     generators = tuple(Generator(device=device) for _ in range(states.shape[0]))
     for generator, state in zip(generators, states, strict=True):
-        generator.set_state(state.cpu().contiguous())
+        generator.set_state(state.cpu().clone())  # not a view: the offset of a view is ignored
     return generators
 
 
-def normal(
-    generators: Sequence[Generator], shape: Sequence[int], *, dtype: torch.dtype = torch.float64
-) -> Tensor:
+def normal(generators: Sequence[Generator], shape: Sequence[int], *, dtype: torch.dtype = torch.float64) -> Tensor:
     """Standard normal draws ``(P, *shape)``: row p comes from generator p alone."""
-    return torch.stack(
-        [torch.randn(tuple(shape), generator=g, dtype=dtype, device=g.device) for g in generators]
-    )
+    return torch.stack([torch.randn(tuple(shape), generator=g, dtype=dtype, device=g.device) for g in generators])
 
 
-def uniform(
-    generators: Sequence[Generator], shape: Sequence[int], *, dtype: torch.dtype = torch.float64
-) -> Tensor:
+def uniform(generators: Sequence[Generator], shape: Sequence[int], *, dtype: torch.dtype = torch.float64) -> Tensor:
     """Uniform draws on [0, 1), ``(P, *shape)``: row p comes from generator p alone."""
-    return torch.stack(
-        [torch.rand(tuple(shape), generator=g, dtype=dtype, device=g.device) for g in generators]
-    )
+    return torch.stack([torch.rand(tuple(shape), generator=g, dtype=dtype, device=g.device) for g in generators])

@@ -24,7 +24,7 @@ import torch
 from torch import Generator, Tensor
 
 from .cloud import Cloud
-from .density import LogDensity, Path, Point
+from .density import GeometricPath, LogDensity, Point
 from .errors import ScheduleExhausted
 from .kernels.base import Kernel
 from .population import Population
@@ -262,8 +262,8 @@ class Tempering:
         """True once the last moves, at t = 1, are made."""
         return cloud.shared["previous_time" if self.moves else "time"] >= 1
 
-    def _path(self, time: Tensor) -> Path:
-        return Path((self.source, self.target), torch.stack([1 - time, time], dim=-1))
+    def _path(self, time: Tensor) -> GeometricPath:
+        return GeometricPath((self.source, self.target), torch.stack([1 - time, time], dim=-1))
 
     def _advanced(self, step: int, cloud: Cloud, log_weights: Tensor) -> Cloud:
         time = cloud.shared["time"]

@@ -42,9 +42,7 @@ def as_log_weights(log_weights: Tensor) -> Tensor:
     top = values.amax(dim=-1)  # NaN if any entry is NaN: one pass finds both faults
     if bool((top.isnan() | (top == math.inf)).any()):
         n_nan, n_inf = int(values.isnan().sum()), int((values == math.inf).sum())
-        raise WeightError(
-            f"log-weights hold {n_nan} NaN and {n_inf} +inf entries; a weight must be finite or zero"
-        )
+        raise WeightError(f"log-weights hold {n_nan} NaN and {n_inf} +inf entries; a weight must be finite or zero")
     return values
 
 

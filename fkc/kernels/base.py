@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from ..density import Path, Point
+from ..density import GeometricPath, Point
 from ..streams import uniform
 
 __all__ = ["Kernel", "Move", "metropolis", "per_particle"]
@@ -45,7 +45,7 @@ class Kernel(Protocol):
         """True if the kernel leaves the density invariant; False if its ``log_weight`` has to be added."""
         ...
 
-    def __call__(self, generators: Sequence[Generator], point: Point, path: Path, step_size: Tensor) -> Move:
+    def __call__(self, generators: Sequence[Generator], point: Point, path: GeometricPath, step_size: Tensor) -> Move:
         """One move of every particle; ``step_size`` ``(P,)``, in the unit that the kernel states."""
         ...
 

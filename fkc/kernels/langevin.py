@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from ..density import Path, Point
+from ..density import GeometricPath, Point
 from ..streams import normal
 from .base import Move, per_particle
 
@@ -16,7 +16,7 @@ __all__ = ["UnadjustedLangevin", "langevin_proposal"]
 
 
 def langevin_proposal(
-    generators: Sequence[Generator], point: Point, path: Path, step_size: Tensor
+    generators: Sequence[Generator], point: Point, path: GeometricPath, step_size: Tensor
 ) -> tuple[Point, Tensor]:
     r"""One Euler step of overdamped Langevin dynamics, and its log-ratio with the reversed step.
 
@@ -64,7 +64,7 @@ class UnadjustedLangevin:
     needs_score: bool = True
     exact: bool = False
 
-    def __call__(self, generators: Sequence[Generator], point: Point, path: Path, step_size: Tensor) -> Move:
+    def __call__(self, generators: Sequence[Generator], point: Point, path: GeometricPath, step_size: Tensor) -> Move:
         """See :class:`feynkac.fkc.kernels.Kernel`."""
         new, log_ratio = langevin_proposal(generators, point, path, step_size)
         n_invalid = new.log_prob.isnan().any(dim=-1).sum(dim=-1)

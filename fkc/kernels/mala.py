@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
-from ..density import Path, Point
+from ..density import GeometricPath, Point
 from .base import Move, metropolis
 from .langevin import langevin_proposal
 
@@ -26,7 +26,7 @@ class MALA:
     needs_score: bool = True
     exact: bool = True
 
-    def __call__(self, generators: Sequence[Generator], point: Point, path: Path, step_size: Tensor) -> Move:
+    def __call__(self, generators: Sequence[Generator], point: Point, path: GeometricPath, step_size: Tensor) -> Move:
         """See :class:`feynkac.fkc.kernels.Kernel`."""
         new, log_ratio = langevin_proposal(generators, point, path, step_size)
         return metropolis(generators, point, new, log_ratio)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
-from ..density import Path, Point
+from ..density import GeometricPath, Point
 from ..streams import normal
 from .base import Move, metropolis, per_particle
 
@@ -26,7 +26,7 @@ class RandomWalk:
     needs_score: bool = False
     exact: bool = True
 
-    def __call__(self, generators: Sequence[Generator], point: Point, path: Path, step_size: Tensor) -> Move:
+    def __call__(self, generators: Sequence[Generator], point: Point, path: GeometricPath, step_size: Tensor) -> Move:
         """See :class:`feynkac.fkc.kernels.Kernel`."""
         noise = normal(generators, point.x.shape[1:], dtype=point.x.dtype).to(point.x.device)
         new = path.evaluate(point.x + per_particle(step_size, point.x) * noise, score=point.score is not None)

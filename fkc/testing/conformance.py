@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..density import LogDensity, Path
+from ..density import GeometricPath, LogDensity
 from ..kernels.base import Kernel
 from ..model import FeynmanKacModel
 from ..resampling import Scheme, copies, get_scheme, resample
@@ -115,7 +115,7 @@ def check_kernel(
         The z-tests by name; ``"weight"`` is that of the mean weight (1).
     """
     generators = (generator_for(seed, 0, Stream.NOISE),)
-    path = Path.single(density, 1, device=exact_samples.device)
+    path = GeometricPath.single(density, 1, device=exact_samples.device)
     sizes = torch.full((1,), step_size, dtype=torch.float64, device=exact_samples.device)
     point = path.evaluate(exact_samples[None].clone(), score=kernel.needs_score)
     log_weight = torch.zeros(point.log_prob.shape[:2], dtype=torch.float64)

@@ -56,7 +56,8 @@ class Gaussian:
 class GaussianPair:
     r"""Proposal ``N(0, sq^2 I_d)`` for the target ``N(mu 1, sp^2 I_d)``.
 
-    .. math:: \frac{ESS}{N} \to \Bigl[\frac{s_p \sqrt D}{s_q^2} e^{-\mu^2/D}\Bigr]^d, \quad D = 2 s_q^2 - s_p^2,
+    .. math:: \frac{ESS}{N} \to \Bigl[\frac{s_p \sqrt D}{s_q^2} e^{-\mu^2/D}\Bigr]^d,
+       \quad D = 2 s_q^2 - s_p^2,
 
     and 0 for :math:`D \le 0`, where the weights have no variance.
 
