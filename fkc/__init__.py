@@ -11,7 +11,7 @@ Example:
 """
 
 from .cloud import Cloud, permute
-from .density import Autograd, LogDensity, Path, Point, WithScore
+from .density import Autograd, GeometricPath, LogDensity, Point, WithScore
 from .errors import (
     CheckpointError,
     NonFiniteWeightWarning,
@@ -70,7 +70,7 @@ __all__ = [
     "LogDensity",
     "Autograd",
     "WithScore",
-    "Path",
+    "GeometricPath",
     "Point",
     # random streams
     "Stream",

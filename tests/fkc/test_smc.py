@@ -195,7 +195,7 @@ class Killing(DoubleWell):
         return super().log_prob_and_score(x)
 
 wide = Gaussian(2, 0.0, 1.5)
-model = Tempering(wide, wide, Killing(), MALA(), AdaptiveSchedule(0.9, 80), 0.05, 1, StepSizeTuning(0.6, 0.3))
+model = Tempering(wide, wide, Killing(), MALA(), AdaptiveSchedule(0.98, 80), 0.05, 1, StepSizeTuning(0.6, 0.3))
 result = smc(model, particles=60, populations=3, seed=8, ess_threshold=0.9, resume=resume,
              collectors=[C.EffectiveSampleSize(), C.Ancestors(), C.Shared("time")],
              checkpoint=Checkpoint(Path(folder), every=3))
@@ -224,7 +224,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(tmp_path):
     expected, meta = load_state(f"{tmp_path}/whole-result")
     found, found_meta = load_state(f"{tmp_path}/killed-result")
     assert meta == found_meta
-    assert meta["n_steps"] > 10
+    assert meta["n_steps"] > 13  # else the second kill came after the end
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
 
