@@ -1,1 +1,1 @@
-"""To be written."""
+"""The command line: it parses, calls and shows; the science is elsewhere."""

@@ -1,1 +1,1 @@
-"""To be written."""
+"""Pictures and the page of a run."""

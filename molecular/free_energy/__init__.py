@@ -2,6 +2,7 @@
 
 from .axis import Axis
 from .difference import FewEffectiveSamplesWarning, FreeEnergyDifference, free_energy_difference
+from .region import Region
 from .surface import FreeEnergySurface, free_energy_surface
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "Axis",
     "free_energy_difference",
     "FreeEnergyDifference",
+    "Region",
     "FewEffectiveSamplesWarning",
 ]

@@ -40,9 +40,7 @@ class Axis:
         if self.bins < 2:
             raise ValueError(f"axis {self.name}: needs at least 2 bins, got {self.bins}")
         if not (math.isfinite(self.lower) and math.isfinite(self.upper) and self.lower < self.upper):
-            raise ValueError(
-                f"axis {self.name}: ends must be finite and in order, got {self.lower}, {self.upper}"
-            )
+            raise ValueError(f"axis {self.name}: ends must be finite and in order, got {self.lower}, {self.upper}")
 
     @classmethod
     def torsion(cls, name: str, bins: int) -> Axis:

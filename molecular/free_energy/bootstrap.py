@@ -28,9 +28,7 @@ def check_groups(groups: torch.Tensor | None, n: int) -> torch.Tensor:
     return index
 
 
-def bootstrap_counts(
-    generator: torch.Generator, groups: torch.Tensor, replicates: int
-) -> Iterator[torch.Tensor]:
+def bootstrap_counts(generator: torch.Generator, groups: torch.Tensor, replicates: int) -> Iterator[torch.Tensor]:
     """Multinomial bootstrap: how often each sample occurs in each replicate.
 
     Whole groups (independent samples, walkers, or blocks longer than the correlation time) are drawn with

@@ -76,8 +76,7 @@ class KernelDensity:
 
     def __init__(self, values: torch.Tensor, axes: Sequence[Axis], bandwidth: Sequence[float]) -> None:
         self._factors = [
-            _kernel(values[:, k].double(), axis, h)
-            for k, (axis, h) in enumerate(zip(axes, bandwidth, strict=True))
+            _kernel(values[:, k].double(), axis, h) for k, (axis, h) in enumerate(zip(axes, bandwidth, strict=True))
         ]
 
     def _sum(self, weights: torch.Tensor, factors: list[torch.Tensor]) -> torch.Tensor:

@@ -164,9 +164,7 @@ def _bootstrap(
 
 
 def _warn_if_few(result: FreeEnergyDifference) -> None:
-    side, ess = min(
-        (("inside", result.ess_inside), ("outside", result.ess_outside)), key=lambda pair: pair[1]
-    )
+    side, ess = min((("inside", result.ess_inside), ("outside", result.ess_outside)), key=lambda pair: pair[1])
     if ess < FEW_EFFECTIVE_SAMPLES:
         warnings.warn(
             f"only {ess:.1f} effective samples {side} the region (fewer than {FEW_EFFECTIVE_SAMPLES}): "

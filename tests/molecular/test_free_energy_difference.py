@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from feynkac.molecular.free_energy import FewEffectiveSamplesWarning, free_energy_difference
+from feynkac.molecular.free_energy import FewEffectiveSamplesWarning, Region, free_energy_difference
 
 KT = 2.494
 
@@ -157,3 +157,15 @@ def test_bad_input_is_refused(changes, message):
     } | changes
     with pytest.raises(ValueError, match=message):
         free_energy_difference(**arguments)
+
+
+def test_regions_on_a_line_and_around_the_circle():
+    values = torch.tensor([-3.0, -1.0, 0.0, 1.0, 2.0, 3.0, math.nan])
+    assert Region(0.0, 2.0).contains(values).tolist() == [False, False, False, True, False, False, False]
+    around = Region(2.5, -2.5, period=2 * math.pi).contains(values).tolist()
+    assert around == [True, False, False, False, False, True, False]
+    shifted = Region(0.0, 2.0, period=2 * math.pi).contains(values[:-1] - 2 * math.pi).tolist()
+    assert shifted == [False, False, False, True, False, False]
+    for wrong in ((1.0, 1.0, None), (2.0, 1.0, None), (0.0, 7.0, 6.28), (0.0, math.inf, None)):
+        with pytest.raises(ValueError, match="region"):
+            Region(*wrong)

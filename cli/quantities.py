@@ -1,0 +1,171 @@
+"""Quantities of a config: text with a unit ("300 K", "2.0 nm", "1 /ps"), turned into the unit used inside."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer
+
+__all__ = [
+    "DIMENSIONS",
+    "Dimension",
+    "Energy",
+    "Interval",
+    "Length",
+    "Mass",
+    "Rate",
+    "Temperature",
+    "Time",
+    "Width",
+    "parse_interval",
+    "parse_quantity",
+    "parse_width",
+]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """What a quantity measures: its unit inside, an example, and what each accepted unit is worth in it."""
+
+    name: str
+    unit: str
+    example: str
+    units: dict[str, float]
+
+    def format(self, value: float) -> str:
+        """Text that reads back as the same float."""
+        return f"{value!r} {self.unit}"
+
+    @property
+    def expectation(self) -> str:
+        """What to write, for error messages."""
+        article = "an" if self.name[0] in "aeiou" else "a"
+        return f"{article} {self.name} such as {self.example!r} (units: {', '.join(self.units)})"
+
+
+_DEGREE = math.pi / 180
+DIMENSIONS = {
+    d.name: d
+    for d in (
+        Dimension("temperature", "K", "300 K", {"K": 1.0}),
+        Dimension("length", "nm", "2.0 nm", {"nm": 1.0, "A": 0.1, "pm": 1e-3}),
+        Dimension("time", "ps", "1 fs", {"fs": 1e-3, "ps": 1.0, "ns": 1e3}),
+        Dimension("rate", "/ps", "1 /ps", {"/ps": 1.0, "/fs": 1e3, "/ns": 1e-3}),
+        Dimension("angle", "rad", "2 rad", {"rad": 1.0, "deg": _DEGREE}),
+        Dimension("energy", "kJ/mol", "10 kJ/mol", {"kJ/mol": 1.0, "kcal/mol": 4.184}),
+        Dimension("mass", "Da", "4 Da", {"Da": 1.0, "amu": 1.0}),
+    )
+}
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_QUANTITY = re.compile(rf"^\s*({_NUMBER})\s*([A-Za-z/][\w/^*-]*)?\s*$")
+
+
+def parse_quantity(text: Any, dimension: Dimension) -> float:
+    """The value of ``text`` in the unit used inside.
+
+    Raises:
+        ValueError: for a bare number, a unit of another dimension, or text that is no quantity; saying what
+            was expected.
+    """
+    match = _QUANTITY.match(text) if isinstance(text, str) else None
+    if match is None:
+        if isinstance(text, int | float) and not isinstance(text, bool):
+            raise ValueError(f"the unit is missing; expected {dimension.expectation}")
+        raise ValueError(f"expected {dimension.expectation}")
+    number, unit = match.groups()
+    if unit is None:
+        raise ValueError(f"the unit is missing; expected {dimension.expectation}")
+    if unit not in dimension.units:
+        raise ValueError(f"wrong unit {unit!r}; expected {dimension.expectation}")
+    return float(number) * dimension.units[unit]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An interval of an angle or a length, in rad or nm; ``lower > upper`` reaches around a circle."""
+
+    lower: float
+    upper: float
+    dimension: str
+
+    def __str__(self) -> str:
+        d = DIMENSIONS[self.dimension]
+        return f"{d.format(self.lower)} .. {d.format(self.upper)}"
+
+
+def parse_interval(text: Any) -> Interval:
+    """The interval written as ``"0 rad .. 2 rad"``.
+
+    Raises:
+        ValueError: saying what was expected.
+    """
+    example = "expected an interval such as '0 rad .. 2 rad' or '0.2 nm .. 0.5 nm'"
+    if isinstance(text, Interval):
+        return text
+    parts = text.split("..") if isinstance(text, str) and text.count("..") == 1 else []
+    if len(parts) != 2:
+        raise ValueError(example)
+    for name in ("angle", "length"):
+        try:
+            lower, upper = (parse_quantity(part, DIMENSIONS[name]) for part in parts)
+        except ValueError:
+            continue
+        if lower == upper:
+            raise ValueError("the interval is empty")
+        return Interval(lower, upper, name)
+    raise ValueError(f"{example}; both ends need a unit of the same kind (rad, deg or nm, A, pm)")
+
+
+@dataclass(frozen=True)
+class Width:
+    """A width along an angle or a length, in rad or nm."""
+
+    value: float
+    dimension: str
+
+    def __str__(self) -> str:
+        return DIMENSIONS[self.dimension].format(self.value)
+
+
+def parse_width(text: Any) -> Width:
+    """The width written as ``"0.1 rad"`` or ``"0.02 nm"``.
+
+    Raises:
+        ValueError: saying what was expected.
+    """
+    if isinstance(text, Width):
+        return text
+    for name in ("angle", "length"):
+        try:
+            value = parse_quantity(text, DIMENSIONS[name])
+        except ValueError:
+            continue
+        if 0 < value < math.inf:
+            return Width(value, name)
+    raise ValueError("expected a positive width such as '0.1 rad' or '0.02 nm' (units: rad, deg or nm, A, pm)")
+
+
+def _reader(name: str) -> Callable[[Any], float]:
+    def read(text: Any) -> float:
+        value = parse_quantity(text, DIMENSIONS[name])
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"must be positive; expected {DIMENSIONS[name].expectation}")
+        return value
+
+    return read
+
+
+def _writer(name: str) -> PlainSerializer:
+    return PlainSerializer(DIMENSIONS[name].format, return_type=str)
+
+
+Temperature = Annotated[float, BeforeValidator(_reader("temperature")), _writer("temperature")]
+Length = Annotated[float, BeforeValidator(_reader("length")), _writer("length")]
+Time = Annotated[float, BeforeValidator(_reader("time")), _writer("time")]
+Rate = Annotated[float, BeforeValidator(_reader("rate")), _writer("rate")]
+Energy = Annotated[float, BeforeValidator(_reader("energy")), _writer("energy")]
+Mass = Annotated[float, BeforeValidator(_reader("mass")), _writer("mass")]

@@ -1,0 +1,221 @@
+"""The pictures of a free-energy run, each a function from results to a matplotlib figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MultipleLocator, NullFormatter, PercentFormatter, ScalarFormatter
+
+from ...molecular.free_energy import Axis, FreeEnergySurface
+from ...molecular.pipeline import Analysis, DifferenceRequest, WeightedDraws
+from .style import ACCENT, INK, MUTED, SECOND, Array, figure, label, style_axes, styled, to_display
+
+__all__ = ["draw_density", "draw_profiles", "draw_running", "draw_surface", "draw_weights"]
+
+_CAP_KT = 12.0
+"""Surfaces are coloured up to this many kT: above it samples are too few for colours to mean anything."""
+
+
+@styled
+def draw_surface(surface: FreeEnergySurface) -> Figure:
+    """A two-dimensional surface with a contour each kT.
+
+    White: above the cap, or fewer than two effective samples, where colours and lines would follow noise.
+    """
+    x, y = surface.axes
+    fig, (ax,) = figure(5.4, 4.5)
+    values, ess = (_wrapped(t.numpy(), surface.axes) for t in (surface.free_energy_kT, surface.ess))
+    shown = np.ma.masked_where(~np.isfinite(values) | (ess < 2), values)
+    cap = min(_CAP_KT, max(1.0, math.ceil(float(shown.max())) if shown.count() else 1.0))
+    white = matplotlib.colormaps["viridis"].with_extremes(over="white", bad="white")
+    mesh = ax.pcolormesh(
+        _wrapped_edges(x),
+        _wrapped_edges(y),
+        shown.T,
+        cmap=white,
+        vmin=0,
+        vmax=cap,
+        rasterized=True,
+    )
+    levels = np.arange(1, cap)
+    if levels.size and shown.count():
+        points = [_closed(axis) for axis in surface.axes]
+        ax.contour(*points, shown.T, levels=levels, colors="white", linewidths=0.6, alpha=0.85)
+    style_axes(ax, x, "x")
+    style_axes(ax, y, "y")
+    _box(ax)
+    ax.set_title("Free-energy surface")
+    bar = fig.colorbar(mesh, ax=ax, pad=0.02, aspect=26)
+    bar.set_label("free energy (kT), a contour each kT")
+    bar.ax.yaxis.set_major_locator(MultipleLocator(2))
+    return fig
+
+
+def _wrapped(values: Array, axes: tuple[Axis, ...]) -> Array:
+    """Values with the first cells of periodic axes repeated behind the last: cells are centred on grid points."""
+    for dim, axis in enumerate(axes):
+        if axis.periodic:
+            values = np.concatenate([values, values.take([0], axis=dim)], axis=dim)
+    return values
+
+
+def _wrapped_edges(axis: Axis) -> Array:
+    edges = axis.edges().numpy()
+    return to_display(axis, np.append(edges, edges[-1] + axis.width) if axis.periodic else edges)
+
+
+def _box(ax: Axes) -> None:
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(True)
+
+
+def _closed(axis: Axis) -> Array:
+    points = axis.points().numpy()
+    if axis.periodic:
+        points = np.append(points, axis.upper)
+    return to_display(axis, points)
+
+
+@styled
+def draw_profiles(profiles: tuple[FreeEnergySurface, ...], difference: DifferenceRequest | None) -> Figure:
+    """One-dimensional profiles with bands of one and two standard errors; the region of the difference shaded."""
+    fig, panels = figure(4.1 * len(profiles) + 0.5, 3.3, len(profiles), sharey=True)
+    for k, (ax, profile) in enumerate(zip(panels, profiles, strict=True)):
+        (axis,) = profile.axes
+        f, error = (_close(t.numpy(), axis) for t in (profile.free_energy_kT, profile.std_error_kT))
+        points = _closed(axis)
+        if difference is not None and difference.variable == axis.name:
+            _shade(ax, axis, difference)
+        ax.fill_between(points, f - 2 * error, f + 2 * error, color=ACCENT, alpha=0.18, lw=0, label="± 2 s.e.")
+        ax.fill_between(points, f - error, f + error, color=ACCENT, alpha=0.35, lw=0, label="± 1 s.e.")
+        ax.plot(points, np.where(np.isfinite(f), f, np.nan), color=INK, lw=1.3)
+        style_axes(ax, axis, "x")
+        ax.set_ylim(bottom=-0.4)
+        if k == 0:
+            ax.set_ylabel("free energy (kT)")
+            ax.legend(loc="upper left", ncols=1)
+        right = ax.secondary_yaxis("right", functions=_both_ways(profile.kT))  # type: ignore[arg-type]
+        right.spines["right"].set_visible(True)
+        if k == len(profiles) - 1:
+            right.set_ylabel("free energy (kJ/mol)")
+        else:
+            right.set_yticklabels([])
+        ax.set_title(f"Profile along {label(axis).split(' ')[0]}")
+    return fig
+
+
+def _both_ways(kt: float) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    return (lambda f: f * kt, lambda f: f / kt)
+
+
+def _close(values: Array, axis: Axis) -> Array:
+    return np.append(values, values[0]) if axis.periodic else values
+
+
+def _shade(ax: Axes, axis: Axis, difference: DifferenceRequest) -> None:
+    region = difference.region
+    spans = [(region.lower, region.upper)]
+    if region.lower > region.upper:
+        spans = [(region.lower, axis.upper), (axis.lower, region.upper)]
+    for low, high in spans:
+        ax.axvspan(*to_display(axis, [low, high]), color=SECOND, alpha=0.10, lw=0)
+
+
+@styled
+def draw_weights(draws: WeightedDraws, analysis: Analysis) -> Figure:
+    """Distribution of the log-weights, and the largest weights beside their Pareto-smoothed values."""
+    fig, (left, right) = figure(8.6, 3.3, 2)
+    relative = (draws.log_weights - analysis.log_evidence).numpy()
+    finite = relative[np.isfinite(relative)]
+    low = max(float(np.quantile(finite, 0.001)), float(finite.max()) - 40)
+    left.hist(finite, bins=np.linspace(low, float(finite.max()), 70).tolist(), color=ACCENT, alpha=0.85, lw=0)
+    left.axvline(0, color=INK, lw=0.8, ls="--")
+    left.set_xlabel(r"$\ln\,(w / \overline{w})$")
+    left.set_ylabel("draws")
+    left.set_title(f"Log-weights: ESS {analysis.ess_fraction:.1%} of {analysis.n_samples:,}")
+    below = int((finite < low).sum())
+    if below:
+        left.text(0.02, 0.96, f"{below} draws left of the axis", transform=left.transAxes, fontsize=8, va="top")
+    tail = max(20, int(min(0.2 * len(relative), 3 * math.sqrt(len(relative)))))
+    smoothed = (analysis.smoothed_log_weights - analysis.log_evidence).numpy()
+    share = (np.arange(2 * tail) + 0.5)[: len(relative)] / len(relative)
+    looks: tuple[tuple[Array, dict[str, Any]], ...] = (
+        (relative, {"marker": "o", "ms": 2.6, "ls": "none", "color": ACCENT, "label": "raw", "alpha": 0.7}),
+        (smoothed, {"color": SECOND, "lw": 1.5, "label": "Pareto-smoothed"}),
+    )
+    for values, style in looks:
+        right.loglog(np.exp(np.sort(values)[::-1][: len(share)]), share, **style)
+    right.xaxis.set_major_formatter(ScalarFormatter())
+    right.xaxis.set_minor_formatter(NullFormatter())
+    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.set_xlabel(r"$w / \overline{w}$")
+    right.set_ylabel("share of draws above")
+    right.set_title(f"Tail of the weights: k̂ = {analysis.khat:.2f}")
+    right.legend(loc="lower left")
+    return fig
+
+
+@styled
+def draw_running(analysis: Analysis) -> Figure:
+    """Effective sample size, and the free-energy difference, against the number of draws."""
+    running = analysis.running
+    shown = analysis.difference is not None
+    fig, panels = figure(8.6 if shown else 4.6, 3.1, 2 if shown else 1)
+    n = running.samples.numpy()
+    ax = panels[0]
+    ax.semilogx(n, (running.ess / running.samples).numpy(), color=ACCENT)
+    ax.axhline(analysis.ess_fraction, color=MUTED, lw=0.8, ls="--", zorder=0)
+    ax.set_ylim(0, 1.02)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.set_xlabel("draws")
+    ax.set_ylabel("effective samples a draw")
+    ax.set_title("Efficiency of the proposal")
+    if analysis.difference is not None:
+        ax = panels[1]
+        value, error = running.difference.numpy(), running.std_error.numpy()
+        ax.fill_between(n, value - 2 * error, value + 2 * error, color=SECOND, alpha=0.15, lw=0)
+        ax.fill_between(n, value - error, value + error, color=SECOND, alpha=0.30, lw=0)
+        ax.semilogx(n, value, color=SECOND)
+        ax.axhline(analysis.difference.value, color=MUTED, lw=0.8, ls="--", zorder=0)
+        final, spread = analysis.difference.value, 12 * analysis.difference.std_error
+        if math.isfinite(final) and math.isfinite(spread) and spread > 0:
+            ax.set_ylim(final - spread, final + spread)
+        ax.set_xlabel("draws")
+        ax.set_ylabel("ΔF (kT)")
+        ax.set_title(f"ΔF = {final:.2f} ± {analysis.difference.std_error:.2f} kT")
+    return fig
+
+
+@styled
+def draw_density(draws: WeightedDraws, axes: tuple[Axis, Axis]) -> Figure:
+    """Two variables as proposed and as reweighted, on one logarithmic colour scale."""
+    x, y = axes
+    fig, panels = figure(8.6, 4.0, 2, sharey=True)
+    keep = torch.isfinite(draws.log_weights)
+    values = [to_display(axis, draws.variables[axis.name][keep]) for axis in axes]
+    weights = torch.softmax(draws.log_weights[keep], 0).numpy()
+    edges = [to_display(axis, np.linspace(axis.lower, axis.upper, 91)) for axis in axes]
+    raw, weighted = (
+        np.histogram2d(values[0], values[1], bins=edges, weights=w, density=True)[0] for w in (None, weights)
+    )
+    top = max(raw.max(), weighted.max())
+    norm = LogNorm(vmin=top * 1e-3, vmax=top)
+    for ax, density, title in zip(panels, (raw, weighted), ("As proposed", "Reweighted"), strict=True):
+        mesh = ax.pcolormesh(*edges, np.ma.masked_equal(density.T, 0), norm=norm, cmap="viridis", rasterized=True)
+        ax.set_title(title)
+        style_axes(ax, x, "x")
+        _box(ax)
+    style_axes(panels[0], y, "y")
+    bar = fig.colorbar(mesh, ax=panels, pad=0.01, extend="min")
+    bar.set_label("density / highest density")
+    bar.ax.set_yticks([top * 10.0**k for k in range(-3, 1)], labels=[f"$10^{{{k}}}$" for k in range(-3, 1)])
+    bar.ax.minorticks_off()
+    return fig

@@ -1,0 +1,95 @@
+"""One look for all plots: sizes, colours, axes in degrees, both energy units. No global state is touched."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ...molecular.free_energy import Axis
+
+__all__ = ["ACCENT", "INK", "MUTED", "SECOND", "Array", "figure", "label", "png", "style_axes", "styled", "to_display"]
+
+Array = NDArray[np.float64]
+P = ParamSpec("P")
+
+INK, MUTED, ACCENT, SECOND = "#1b2733", "#8a97a5", "#1f6fb2", "#d1603d"
+_RC: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.direction": "out",
+    "ytick.direction": "out",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+    "mathtext.fontset": "dejavusans",
+}
+_GREEK = {"phi": "ϕ", "psi": "ψ", "omega": "ω", "chi": "χ", "theta": "θ"}
+
+
+def figure(width: float, height: float, columns: int = 1, **kwargs: Any) -> tuple[Figure, list[Axes]]:
+    """A figure with a row of axes; sizes in inches."""
+    fig = Figure(figsize=(width, height), layout="constrained")
+    axes = fig.subplots(1, columns, squeeze=False, **kwargs)[0]
+    return fig, list(axes)
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in the style of this module, leaving matplotlib's settings as they were."""
+
+    @functools.wraps(draw)
+    def run(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(_RC):
+            return draw(*args, **kwargs)
+
+    return run
+
+
+def png(fig: Figure, dpi: int = 180) -> bytes:
+    """The figure as PNG, equal figures giving equal bytes."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_RC):
+        fig.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def label(axis: Axis) -> str:
+    """Name and shown unit: torsions as Greek letters in degrees."""
+    name = _GREEK.get(axis.name, axis.name)
+    unit = "deg" if axis.unit == "rad" else axis.unit
+    return f"{name} ({unit})" if unit else name
+
+
+def to_display(axis: Axis, values: Any) -> Array:
+    """Values in the shown unit: radians become degrees."""
+    factor = 180 / math.pi if axis.unit == "rad" else 1.0
+    shown: Array = np.asarray(values, dtype=np.float64) * factor
+    return shown
+
+
+def style_axes(ax: Axes, axis: Axis, which: str) -> None:
+    """Limits, ticks and label of one variable along ``which`` ("x" or "y")."""
+    low, high = to_display(axis, [axis.lower, axis.upper])
+    getattr(ax, f"set_{which}lim")(low, high)
+    getattr(ax, f"set_{which}label")(label(axis))
+    if axis.periodic and axis.unit == "rad" and math.isclose(high - low, 360):
+        getattr(ax, f"set_{which}ticks")(np.arange(math.ceil(low / 90) * 90, high + 1e-6, 90))
