@@ -1,0 +1,57 @@
+# Two commands do everything on a fresh machine:  make demo  and  make test.
+# They make a virtual environment in .venv; PYTHON chooses the interpreter (3.11 or newer).
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-fast lint format bench clean
+SHELL := /bin/bash
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+
+help:
+	@echo "make demo       environment, then the free-energy surface of alanine dipeptide (about 2 minutes)"
+	@echo "make test       environment, linters, type checks, all tests"
+	@echo "make test-fast  the tests that take seconds"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      the benchmarks of docs/benchmarks.md"
+
+# torch goes first and pinned: a range would let pip choose a build with gigabytes of GPU libraries.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet "torch==2.13.0"
+	$(PIP) install --quiet --constraint constraints.txt "setuptools>=77" wheel
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable ".[molecular,dev]" \
+		--config-settings editable_mode=strict
+	@touch $@
+
+# A strict editable install lists files one by one, so new modules need the short second command.
+env: $(VENV)/.installed
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable . --config-settings editable_mode=strict 2>&1 \
+		| { grep -v -e "Editable installation" -e '^ *!!' -e '\*\*\*' -e "Please be careful" -e "name as your package" \
+		-e "with strategy, WheelFile" -e "BuildBackendWarning" -e '^ *$$' || true; }
+
+demo: env
+	$(BIN)/feynkac run data:alanine_dipeptide.yaml
+
+test: env lint
+	$(BIN)/python -m pytest
+
+test-fast: env
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format:
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: env
+	$(BIN)/python tests/benchmarks/bench_energies.py
+	$(BIN)/python tests/benchmarks/bench_resampling.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
