@@ -99,11 +99,11 @@ def main() -> None:
             f"  feynkac float32 / {best}: {statistics.median(ratios):.1f}x ({ratios[0]:.1f} .. {ratios[-1]:.1f}), "
             f"goal {goal:g}x"
         )
+        per_second = median["feynkac float32"]
         print(
-            f"  work: {work['flop'] / 1e3:.0f} kflop a configuration = {work['flop'] * median['feynkac float32'] / 1e9:.0f} "
-            f"Gflop/s; {work['bytes_in_and_out']:.0f} bytes in and out = "
-            f"{work['bytes_in_and_out'] * median['feynkac float32'] / 1e9:.2f} GB/s; {work['bytes_of_scratch'] / 1e3:.1f} kB of "
-            "scratch a configuration in flight"
+            f"  work a configuration: {work['flop'] / 1e3:.0f} kflop ({work['flop'] * per_second / 1e9:.0f} Gflop/s), "
+            f"{work['bytes_in_and_out']:.0f} bytes moved ({work['bytes_in_and_out'] * per_second / 1e9:.2f} GB/s), "
+            f"{work['bytes_of_scratch'] / 1e3:.1f} kB of scratch while in flight"
         )
         results.append(
             {
