@@ -17,6 +17,10 @@ squared means, which belong to the variance of the run, and the copy noise, whic
 correlated copies; it assumes that a particle's future does not depend on the fractional part of its K W.
 Without resampling (n = 0) the formula is the ordinary standard error of a mean of independent weights.
 
+Both errors are estimated from as many families as there are distinct roots: with a few tens they are good to some ten
+per cent, with a handful they are too small too often. Look at :func:`distinct_roots` before quoting them, and prefer
+the spread of several populations in long runs.
+
 References:
     Chan and Lai (2013), Ann. Statist. 41, 2877, section 2. Lee and Whiteley (2018), Biometrika 105, 609,
     equation 7. Du and Guyader (2021), Ann. Appl. Probab. 31, 1021 (adaptive resampling times).
@@ -49,8 +53,9 @@ def evidence_std_error(population: Population) -> Tensor:
     """Standard error of ``population.log_evidence`` from the single run, ``(P,)`` float64.
 
     The estimate of the variance can fall below that of the last weighting alone (it may even be negative)
-    when hardly any tree is left; the latter, a lower bound, is then returned. With one common root it says 1
-    (that is 100 %): use several populations instead. A collapsed population has ``inf``.
+    when hardly any tree is left; the latter, a lower bound, is then returned. With a single common root
+    nothing can be estimated and the answer is ``inf``, as it is for a collapsed population: use more
+    particles, or several populations.
 
     Raises:
         ValueError: fewer than two particles.
@@ -63,13 +68,18 @@ def evidence_std_error(population: Population) -> Tensor:
     pairs = (population.log_coalescence.exp() * (1 - shared)) * (k / (k - 1))
     last_weighting = (k * row_sum(weights.square()) - 1).clamp_min(0) / (k - 1)
     variance = torch.maximum(1 - pairs, last_weighting)
-    return torch.where(population.collapsed, torch.inf, variance.sqrt())
+    unknown = population.collapsed | (distinct_roots(population) < 2)
+    return torch.where(unknown, torch.inf, variance.sqrt())
 
 
 def mean_std_error(population: Population, values: Tensor) -> Tensor:
     r"""Standard error of the weighted mean of ``values`` from the single run.
 
-    .. math:: \sqrt{\sum_e \bigl(\sum_{i: E_i = e} W_i (f_i - \bar f)\bigr)^2}
+    .. math:: \sqrt{\sum_e \bigl(\sum_{i: E_i = e} W_i (f_i - \bar f)\bigr)^2 / (1 - \sum_e S_e^2)},
+       \quad S_e = \sum_{i: E_i = e} W_i
+
+    The denominator is the small-sample correction of a variance (n independent equal families: 1 - 1/n). With
+    a single common root the answer is ``inf``.
 
     Args:
         population: weights and Eve indices.
@@ -81,4 +91,8 @@ def mean_std_error(population: Population, values: Tensor) -> Tensor:
     f = values.to(torch.float64)
     weights = population.weights.reshape(population.weights.shape + (1,) * (f.ndim - 2))
     mean = (weights * f).sum(dim=1, keepdim=True)
-    return root_sums(population, weights * (f - mean)).square().sum(dim=1).sqrt()
+    squares = root_sums(population, weights * (f - mean)).square().sum(dim=1)
+    families = 1 - row_sum(root_sums(population, population.weights).square())
+    known = (distinct_roots(population) > 1) & (families > 0)
+    families, known = (t.reshape(-1, *(1,) * (squares.ndim - 1)) for t in (families, known))
+    return torch.where(known, (squares / torch.where(known, families, 1.0)).sqrt(), torch.inf)
