@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .autoregressive import AutoregressiveSplineFlow
+from .fingerprint import fingerprint
 from .internal_coordinates import InternalCoordinates, random_rotations
 from .proposal import ProposalFacts
 
@@ -66,7 +66,7 @@ class InternalCoordinateFlow(nn.Module):
             normalised=True,
             invariances=("translation", "rotation"),
             restriction=self.coordinates.restriction,
-            fingerprint=self._fingerprint(),
+            fingerprint=fingerprint(self.state_dict(), self.density.settings, self.density.order, self.coordinates),
         )
 
     @torch.no_grad()
@@ -92,14 +92,6 @@ class InternalCoordinateFlow(nn.Module):
     def log_prob_internal(self, y: Tensor, chunk: int = 4096) -> Tensor:
         """log density (n,) over the internal coordinates y (n, D) themselves, in the dtype of y."""
         return torch.cat([self.density.log_prob(part) for part in torch.split(y, chunk)])
-
-    def _fingerprint(self) -> str:
-        digest = hashlib.sha256(repr(sorted(self.density.settings.items())).encode())
-        digest.update(repr(self.coordinates).encode())
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
 
 
 def _no_context(context: Tensor | None) -> None:

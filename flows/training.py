@@ -14,29 +14,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ..fkc.weights import effective_sample_size
+from .importance import EnergyFunction
 from .molecule_flow import InternalCoordinateFlow
 
-__all__ = ["DrawBuffer", "EnergyFunction", "Frames", "Phase", "TrainingProgress", "fit"]
-
-
-class EnergyFunction(Protocol):
-    """Positions (B, N, 3) nm -> energies (B,) kJ/mol, with ``kT`` in kJ/mol."""
-
-    @property
-    def kT(self) -> float:
-        """Thermal energy, kJ/mol."""
-        ...
-
-    def __call__(self, positions: Tensor, /) -> Tensor:
-        """Energies (B,) kJ/mol."""
-        ...
+__all__ = ["DrawBuffer", "Frames", "Phase", "TrainingProgress", "fit"]
 
 
 @dataclass(frozen=True)
@@ -306,14 +294,22 @@ class _Run:
         """log q(x) + u(x), from the density over internal coordinates."""
         return log_q + self.flow.coordinates.log_jacobian(y) + reduced_energy
 
+    @torch.no_grad()
     def _refill(self) -> None:
-        """Draw from the current parameters; keep the newest ``capacity`` draws with a finite energy."""
+        """Draw from the current parameters; keep the newest ``capacity`` draws that give a finite residual.
+
+        A draw counts as finite in the precision of the training data: a clash of 1e40 kJ/mol is infinite there.
+        """
         y, u = self._draw(self.draws.draws, self.generator)
+        y, u = y.to(self.buffer_y.dtype), u.to(self.buffer_u.dtype)
+        kept = u.isfinite()
+        kept[kept.clone()] = self._residual(self.flow.density.log_prob(y[kept]), y[kept], u[kept]).isfinite()
+        y, u = y[kept], u[kept]
         self.n_nonfinite += self.draws.draws - len(u)
         if len(u) == 0 and len(self.buffer_u) == 0:
             raise ValueError("no draw of the flow has a finite energy: train by likelihood first")
-        self.buffer_y = torch.cat([self.buffer_y, y.to(self.buffer_y.dtype)])[-self.draws.capacity :]
-        self.buffer_u = torch.cat([self.buffer_u, u.to(self.buffer_u.dtype)])[-self.draws.capacity :]
+        self.buffer_y = torch.cat([self.buffer_y, y])[-self.draws.capacity :]
+        self.buffer_u = torch.cat([self.buffer_u, u])[-self.draws.capacity :]
 
     def _draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         assert self.energy is not None
