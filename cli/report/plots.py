@@ -14,8 +14,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MultipleLocator, NullFormatter, PercentFormatter, ScalarFormatter
 
-from ...molecular.free_energy import Axis, FreeEnergySurface
-from ...molecular.pipeline import Analysis, DifferenceRequest, WeightedDraws
+from ...molecular.free_energy import Axis, FreeEnergyDifference, FreeEnergySurface
+from ...molecular.pipeline import Analysis, DifferenceRequest, RunningEstimate, WeightedDraws
 from .style import ACCENT, INK, MUTED, SECOND, Array, figure, label, style_axes, styled, to_display
 
 __all__ = ["draw_density", "draw_profiles", "draw_running", "draw_surface", "draw_weights"]
@@ -152,7 +152,10 @@ def draw_weights(draws: WeightedDraws, analysis: Analysis) -> Figure:
         (smoothed, {"color": SECOND, "lw": 1.5, "label": "Pareto-smoothed"}),
     )
     for values, style in looks:
-        right.loglog(np.exp(np.sort(values)[::-1][: len(share)]), share, **style)
+        largest = np.sort(values)[::-1][: len(share)]
+        # Hopeless weights span hundreds of decades, which no axis can show.
+        visible = largest > largest[0] - 30
+        right.loglog(np.exp(largest[visible]), share[visible], **style)
     right.xaxis.set_major_formatter(ScalarFormatter())
     right.xaxis.set_minor_formatter(NullFormatter())
     right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -178,20 +181,28 @@ def draw_running(analysis: Analysis) -> Figure:
     ax.set_xlabel("draws")
     ax.set_ylabel("effective samples a draw")
     ax.set_title("Efficiency of the proposal")
+    ax.set_xlim(n[0], n[-1] + 1)
     if analysis.difference is not None:
-        ax = panels[1]
-        value, error = running.difference.numpy(), running.std_error.numpy()
-        ax.fill_between(n, value - 2 * error, value + 2 * error, color=SECOND, alpha=0.15, lw=0)
-        ax.fill_between(n, value - error, value + error, color=SECOND, alpha=0.30, lw=0)
-        ax.semilogx(n, value, color=SECOND)
-        ax.axhline(analysis.difference.value, color=MUTED, lw=0.8, ls="--", zorder=0)
-        final, spread = analysis.difference.value, 12 * analysis.difference.std_error
-        if math.isfinite(final) and math.isfinite(spread) and spread > 0:
-            ax.set_ylim(final - spread, final + spread)
-        ax.set_xlabel("draws")
-        ax.set_ylabel("ΔF (kT)")
-        ax.set_title(f"ΔF = {final:.2f} ± {analysis.difference.std_error:.2f} kT")
+        _draw_running_difference(panels[1], running, analysis.difference)
     return fig
+
+
+def _draw_running_difference(ax: Axes, running: RunningEstimate, result: FreeEnergyDifference) -> None:
+    n, value, error = (t.numpy() for t in (running.samples, running.difference, running.std_error))
+    ax.set_xscale("log")
+    ax.set_xlim(n[0], n[-1] + 1)
+    ax.set_xlabel("draws")
+    ax.set_ylabel("ΔF (kT)")
+    ax.set_title(f"ΔF = {result.value:.2f} ± {result.std_error:.2f} kT")
+    if not math.isfinite(result.value):
+        ax.text(0.5, 0.5, "no weight on one side of the region", transform=ax.transAxes, ha="center")
+        return
+    ax.fill_between(n, value - 2 * error, value + 2 * error, color=SECOND, alpha=0.15, lw=0)
+    ax.fill_between(n, value - error, value + error, color=SECOND, alpha=0.30, lw=0)
+    ax.plot(n, value, color=SECOND)
+    ax.axhline(result.value, color=MUTED, lw=0.8, ls="--", zorder=0)
+    if 0 < result.std_error < math.inf:
+        ax.set_ylim(result.value - 12 * result.std_error, result.value + 12 * result.std_error)
 
 
 @styled
