@@ -159,7 +159,7 @@ def _difference(config: AnalysisConfig, variables: dict[str, CollectiveVariable]
         region = Region(d.region.lower, d.region.upper, variables[d.variable].period)
     except ValueError as error:
         raise UserError(f"analysis.difference.region: {error}") from error
-    return DifferenceRequest(variable=d.variable, region=region, bootstrap=d.bootstrap)
+    return DifferenceRequest(variable=d.variable, region=region, bootstrap=d.bootstrap, unit=variables[d.variable].unit)
 
 
 def _variable(name: str, config: VariableConfig, topology: Any) -> CollectiveVariable:

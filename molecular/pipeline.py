@@ -68,11 +68,12 @@ class SurfaceRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class DifferenceRequest:
-    """The free energy of a region of one variable against the rest."""
+    """The free energy of a region of one variable against the rest; ``unit`` labels its ends."""
 
     variable: str
     region: Region
     bootstrap: int
+    unit: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
