@@ -27,6 +27,7 @@ def user_errors() -> tuple[type[Exception], ...]:
     among them: coming from the depths they are defects of the program and keep their traceback.
     """
     from ..fkc.errors import CheckpointError, PopulationCollapsed, WeightError
+    from ..flows.checkpoint import MoleculeMismatch
     from ..molecular.cvs import UnknownAtomError
     from ..molecular.energies import EnergyInputError, UnsupportedForceError
     from ..molecular.io import FileFormatError
@@ -37,6 +38,7 @@ def user_errors() -> tuple[type[Exception], ...]:
         CheckpointError,
         PopulationCollapsed,
         WeightError,
+        MoleculeMismatch,
         UnknownAtomError,
         EnergyInputError,
         UnsupportedForceError,

@@ -31,7 +31,8 @@ class Number:
         """Value, error and unit, rounded to what the error allows."""
         unit = f" {self.unit}" if self.unit else ""
         if self.error is None or not math.isfinite(self.error):
-            value = f"{self.value:,.0f}" if self.value == int_or_nan(self.value) else f"{self.value:.3g}"
+            whole = self.value == int_or_nan(self.value) or abs(self.value) >= 1000
+            value = f"{self.value:,.0f}" if whole else f"{self.value:.3g}"
             return value + unit + (" ± unknown" if self.error is not None else "")
         digits = 2 if self.error == 0 else max(0, 1 - math.floor(math.log10(self.error)))
         return f"{self.value:.{digits}f} ± {self.error:.{digits}f}{unit}"
@@ -48,7 +49,7 @@ def numbers(analysis: Analysis, request: DifferenceRequest | None, energy_calls:
     khat_remark = "above 0.7: do not trust these weights" if a.khat > KHAT_LIMIT else "below 0.7: reliable"
     found = [
         Number("samples", "samples", a.n_samples),
-        Number("zero_weight", "samples of weight zero", a.n_zero_weight, remark="no finite energy or density"),
+        Number("zero_weight", "samples of weight zero", a.n_zero_weight),
         Number("energy_calls", "energy calls", energy_calls),
         Number("ess", "effective samples, raw weights", round(a.ess, 1), remark=f"{a.ess_fraction:.1%}"),
         Number(
@@ -68,7 +69,8 @@ def numbers(analysis: Analysis, request: DifferenceRequest | None, energy_calls:
 def _difference_numbers(
     raw: FreeEnergyDifference, smoothed: FreeEnergyDifference, request: DifferenceRequest
 ) -> list[Number]:
-    region = f"{request.region.lower:g} < {request.variable} < {request.region.upper:g}"
+    unit = f" {request.unit}" if request.unit else ""
+    region = f"{request.region.lower:g} < {request.variable} < {request.region.upper:g}{unit}"
     name = f"ΔF of {region} against the rest"
     return [
         Number("delta_f_kT", name, raw.value, raw.std_error, "kT"),

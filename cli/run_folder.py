@@ -129,18 +129,19 @@ class RunFolder:
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(dict(record)) + "\n")
 
-    def keep_metrics(self, chunks: int) -> None:
-        """Drop what a killed run may have left behind the first ``chunks`` whole lines of ``metrics.jsonl``."""
+    def keep_metrics(self) -> int:
+        """Drop the half line that a killed run may have left in ``metrics.jsonl``; returns the whole ones."""
         if not self.metrics.is_file():
-            return
+            return 0
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()[:chunks]:
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 json.loads(line)
             except ValueError:
                 break
             kept.append(line + "\n")
         _replace(self.metrics, "".join(kept).encode())
+        return len(kept)
 
     @contextlib.contextmanager
     def results_stage(self, results: Mapping[str, Any] | None = None) -> Iterator[Path]:

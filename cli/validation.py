@@ -67,7 +67,7 @@ def _causes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
     return [
         e
         for e in errors
-        if not (e["type"] == "too_short" and any(loc[:-1] == e["loc"] and loc != e["loc"] for loc in locs))
+        if not (e["type"] == "too_short" and any(loc[: len(e["loc"])] == e["loc"] != loc for loc in locs))
     ]
 
 
@@ -132,12 +132,12 @@ def _inside(section: Any, part: str | int) -> Any:
 
 
 def _sections(annotation: Any) -> Any:
-    """The section class in an annotation; ``{"*": class}`` for a mapping of them."""
+    """The section class in an annotation; ``{"*": class}`` for a mapping or a list of them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is dict:
-        return {"*": _sections(arguments[1])}
+    if origin in (dict, tuple):
+        return {"*": _sections(arguments[origin is dict])}
     if origin in (Union, types.UnionType, Annotated):
         return next((found for a in arguments if (found := _sections(a)) is not None), None)
     return None

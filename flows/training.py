@@ -79,11 +79,17 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawBuffer:
-    """How draws of the flow are kept: every ``every`` steps ``draws`` new ones replace the oldest of ``capacity``."""
+    """How draws of the flow are kept: every ``every`` steps ``draws`` new ones replace the oldest of ``capacity``.
+
+    A draw whose residual log q + u lies more than ``cap`` kT above the median (a clash) has its energy lowered to that
+    bound: its density is pushed down by exp(-cap), after which it is worth nothing anyway, and not without end, which
+    would drive the parameters away. This shapes the loss only, never a weight.
+    """
 
     capacity: int = 16384
     draws: int = 1024
     every: int = 20
+    cap: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -302,12 +308,14 @@ class _Run:
         """
         y, u = self._draw(self.draws.draws, self.generator)
         y, u = y.to(self.buffer_y.dtype), u.to(self.buffer_u.dtype)
-        kept = u.isfinite()
-        kept[kept.clone()] = self._residual(self.flow.density.log_prob(y[kept]), y[kept], u[kept]).isfinite()
-        y, u = y[kept], u[kept]
+        log_q = self._residual(self.flow.density.log_prob(y), y, torch.zeros_like(u))
+        kept = (log_q + u).isfinite()
+        y, u, log_q = y[kept], u[kept], log_q[kept]
         self.n_nonfinite += self.draws.draws - len(u)
         if len(u) == 0 and len(self.buffer_u) == 0:
             raise ValueError("no draw of the flow has a finite energy: train by likelihood first")
+        if len(u):
+            u = torch.minimum(u, (log_q + u).median() + self.draws.cap - log_q)
         self.buffer_y = torch.cat([self.buffer_y, y])[-self.draws.capacity :]
         self.buffer_u = torch.cat([self.buffer_u, u])[-self.draws.capacity :]
 

@@ -9,7 +9,7 @@ grandparent, first sibling). Siblings therefore keep their shape whatever the ro
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 __all__ = ["ZMatrix", "build_zmatrix"]
@@ -89,9 +89,8 @@ class _Tree:
         self.order = [middle, last, first]
         self.weight = _subtree_sizes(neighbours, middle)
 
-    def grow(self, wanted: object) -> None:
+    def grow(self, wanted: Callable[[int], bool]) -> None:
         """Place every reachable atom for which ``wanted(atom)`` holds, parents in order of their own placement."""
-        assert callable(wanted)
         queue = deque(self.order)
         while queue:
             parent = queue.popleft()

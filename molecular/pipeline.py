@@ -68,11 +68,12 @@ class SurfaceRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class DifferenceRequest:
-    """The free energy of a region of one variable against the rest."""
+    """The free energy of a region of one variable against the rest; ``unit`` labels its ends."""
 
     variable: str
     region: Region
     bootstrap: int
+    unit: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +218,9 @@ def _running(draws: WeightedDraws, request: DifferenceRequest | None, points: in
     method of `free_energy_difference` without its factor n / (n - 1).
     """
     n = draws.log_weights.numel()
-    ends = torch.unique(torch.logspace(math.log10(min(50, n)), math.log10(n), points).round().long().clamp(1, n))
+    ends = torch.unique(
+        torch.logspace(math.log10(max(2, min(50, n // 10))), math.log10(n), points).round().long().clamp(1, n)
+    )
     top = draws.log_weights.max()
     w = torch.exp(draws.log_weights.double() - top)
     inside = torch.zeros(n, dtype=torch.bool)

@@ -93,7 +93,10 @@ def _figures(draws: WeightedDraws, request: AnalysisRequest, analysis: Analysis)
         else:
             figures["fes"] = (plots.draw_profiles((surface,), request.difference), f"{how}.", False)
     if analysis.profiles:
-        text = "Histograms from the raw weights; bands are bootstrap standard errors; shaded: the region of ΔF."
+        text = (
+            "Histograms from the raw weights, with bootstrap standard errors. Gaps: fewer than two effective "
+            "samples. Shaded: the region of ΔF."
+        )
         figures["profiles"] = (plots.draw_profiles(analysis.profiles, request.difference), text, True)
     text = "Left: all log-weights relative to the mean weight. Right: the largest weights, on which k-hat is fitted."
     figures["weights"] = (plots.draw_weights(draws, analysis), text, True)

@@ -14,13 +14,13 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MultipleLocator, NullFormatter, PercentFormatter, ScalarFormatter
 
-from ...molecular.free_energy import Axis, FreeEnergySurface
-from ...molecular.pipeline import Analysis, DifferenceRequest, WeightedDraws
+from ...molecular.free_energy import Axis, FreeEnergyDifference, FreeEnergySurface
+from ...molecular.pipeline import Analysis, DifferenceRequest, RunningEstimate, WeightedDraws
 from .style import ACCENT, INK, MUTED, SECOND, Array, figure, label, style_axes, styled, to_display
 
 __all__ = ["draw_density", "draw_profiles", "draw_running", "draw_surface", "draw_weights"]
 
-_CAP_KT = 12.0
+_CAP_KT = 10.0
 """Surfaces are coloured up to this many kT: above it samples are too few for colours to mean anything."""
 
 
@@ -48,7 +48,8 @@ def draw_surface(surface: FreeEnergySurface) -> Figure:
     levels = np.arange(1, cap)
     if levels.size and shown.count():
         points = [_closed(axis) for axis in surface.axes]
-        ax.contour(*points, shown.T, levels=levels, colors="white", linewidths=0.6, alpha=0.85)
+        lines = np.ma.masked_where(ess < 4, shown)
+        ax.contour(*points, lines.T, levels=levels, colors="white", linewidths=0.6, alpha=0.85)
     style_axes(ax, x, "x")
     style_axes(ax, y, "y")
     _box(ax)
@@ -86,19 +87,25 @@ def _closed(axis: Axis) -> Array:
 
 @styled
 def draw_profiles(profiles: tuple[FreeEnergySurface, ...], difference: DifferenceRequest | None) -> Figure:
-    """One-dimensional profiles with bands of one and two standard errors; the region of the difference shaded."""
+    """One-dimensional profiles with bands of one and two standard errors; the region of the difference shaded.
+
+    Values that rest on fewer than two effective samples are left out.
+    """
     fig, panels = figure(4.1 * len(profiles) + 0.5, 3.3, len(profiles), sharey=True)
+    highest = 1.0
     for k, (ax, profile) in enumerate(zip(panels, profiles, strict=True)):
         (axis,) = profile.axes
-        f, error = (_close(t.numpy(), axis) for t in (profile.free_energy_kT, profile.std_error_kT))
+        f, error, ess = (_close(t.numpy(), axis) for t in (profile.free_energy_kT, profile.std_error_kT, profile.ess))
+        f = np.where(np.isfinite(f) & (ess >= 2), f, np.nan)
         points = _closed(axis)
         if difference is not None and difference.variable == axis.name:
             _shade(ax, axis, difference)
         ax.fill_between(points, f - 2 * error, f + 2 * error, color=ACCENT, alpha=0.18, lw=0, label="± 2 s.e.")
         ax.fill_between(points, f - error, f + error, color=ACCENT, alpha=0.35, lw=0, label="± 1 s.e.")
-        ax.plot(points, np.where(np.isfinite(f), f, np.nan), color=INK, lw=1.3)
+        ax.plot(points, f, color=INK, lw=1.3, marker=".", ms=2.5)  # dots: values without a neighbour
+        highest = max(highest, float(np.nanmax(f + error, initial=1.0)))
         style_axes(ax, axis, "x")
-        ax.set_ylim(bottom=-0.4)
+        ax.set_ylim(-0.4, min(highest + 1, 1.5 * _CAP_KT))
         if k == 0:
             ax.set_ylabel("free energy (kT)")
             ax.legend(loc="upper left", ncols=1)
@@ -135,7 +142,7 @@ def draw_weights(draws: WeightedDraws, analysis: Analysis) -> Figure:
     fig, (left, right) = figure(8.6, 3.3, 2)
     relative = (draws.log_weights - analysis.log_evidence).numpy()
     finite = relative[np.isfinite(relative)]
-    low = max(float(np.quantile(finite, 0.001)), float(finite.max()) - 40)
+    low = max(float(np.quantile(finite, 0.002)), float(finite.max()) - 15)
     left.hist(finite, bins=np.linspace(low, float(finite.max()), 70).tolist(), color=ACCENT, alpha=0.85, lw=0)
     left.axvline(0, color=INK, lw=0.8, ls="--")
     left.set_xlabel(r"$\ln\,(w / \overline{w})$")
@@ -152,7 +159,10 @@ def draw_weights(draws: WeightedDraws, analysis: Analysis) -> Figure:
         (smoothed, {"color": SECOND, "lw": 1.5, "label": "Pareto-smoothed"}),
     )
     for values, style in looks:
-        right.loglog(np.exp(np.sort(values)[::-1][: len(share)]), share, **style)
+        largest = np.sort(values)[::-1][: len(share)]
+        # Hopeless weights span hundreds of decades, which no axis can show.
+        visible = largest > largest[0] - 30
+        right.loglog(np.exp(largest[visible]), share[visible], **style)
     right.xaxis.set_major_formatter(ScalarFormatter())
     right.xaxis.set_minor_formatter(NullFormatter())
     right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -178,20 +188,28 @@ def draw_running(analysis: Analysis) -> Figure:
     ax.set_xlabel("draws")
     ax.set_ylabel("effective samples a draw")
     ax.set_title("Efficiency of the proposal")
+    ax.set_xlim(n[0], n[-1] + 1)
     if analysis.difference is not None:
-        ax = panels[1]
-        value, error = running.difference.numpy(), running.std_error.numpy()
-        ax.fill_between(n, value - 2 * error, value + 2 * error, color=SECOND, alpha=0.15, lw=0)
-        ax.fill_between(n, value - error, value + error, color=SECOND, alpha=0.30, lw=0)
-        ax.semilogx(n, value, color=SECOND)
-        ax.axhline(analysis.difference.value, color=MUTED, lw=0.8, ls="--", zorder=0)
-        final, spread = analysis.difference.value, 12 * analysis.difference.std_error
-        if math.isfinite(final) and math.isfinite(spread) and spread > 0:
-            ax.set_ylim(final - spread, final + spread)
-        ax.set_xlabel("draws")
-        ax.set_ylabel("ΔF (kT)")
-        ax.set_title(f"ΔF = {final:.2f} ± {analysis.difference.std_error:.2f} kT")
+        _draw_running_difference(panels[1], running, analysis.difference)
     return fig
+
+
+def _draw_running_difference(ax: Axes, running: RunningEstimate, result: FreeEnergyDifference) -> None:
+    n, value, error = (t.numpy() for t in (running.samples, running.difference, running.std_error))
+    ax.set_xscale("log")
+    ax.set_xlim(n[0], n[-1] + 1)
+    ax.set_xlabel("draws")
+    ax.set_ylabel("ΔF (kT)")
+    ax.set_title(f"ΔF = {result.value:.2f} ± {result.std_error:.2f} kT")
+    if not math.isfinite(result.value):
+        ax.text(0.5, 0.5, "no weight on one side of the region", transform=ax.transAxes, ha="center")
+        return
+    ax.fill_between(n, value - 2 * error, value + 2 * error, color=SECOND, alpha=0.15, lw=0)
+    ax.fill_between(n, value - error, value + error, color=SECOND, alpha=0.30, lw=0)
+    ax.plot(n, value, color=SECOND)
+    ax.axhline(result.value, color=MUTED, lw=0.8, ls="--", zorder=0)
+    if 0 < result.std_error < math.inf:
+        ax.set_ylim(result.value - 12 * result.std_error, result.value + 12 * result.std_error)
 
 
 @styled

@@ -34,7 +34,6 @@ class FunctionProposal:
         stream: where ``sample`` takes its randomness from. ``generator``: called as sample(n, torch.Generator).
             ``numpy``: sample(n, numpy.random.Generator). ``global``: sample(n), which draws from torch's global
             stream; that is set from the generator for the call and put back.
-        device: of the tensors handed to ``log_prob``.
 
     Example:
         >>> proposal = FunctionProposal.of(model, event_shape=(2,), stream="global",

@@ -62,6 +62,4 @@ def check_positions(name: str, positions: torch.Tensor, atoms: tuple[int, ...]) 
             f"got {positions.dtype} {tuple(positions.shape)}"
         )
     if max(atoms) >= positions.shape[1]:
-        raise ValueError(
-            f"{name}: atom {max(atoms)} is outside the {positions.shape[1]} atoms of the positions"
-        )
+        raise ValueError(f"{name}: atom {max(atoms)} is outside the {positions.shape[1]} atoms of the positions")

@@ -16,9 +16,7 @@ __all__ = ["VARIABLE_KINDS", "UnknownAtomError", "build_variable", "find_atom"]
 VARIABLE_KINDS = {"torsion": 4, "distance": 2}
 """Kinds that `build_variable` knows, with the number of atoms each needs."""
 
-_ATOM_NAME = re.compile(
-    r"^(?:(?P<chain>[^/:\s]+)/)?(?P<residue>[A-Za-z]\w*?)(?P<number>-?\d+):(?P<atom>[^\s:]+)$"
-)
+_ATOM_NAME = re.compile(r"^(?:(?P<chain>[^/:\s]+)/)?(?P<residue>[A-Za-z]\w*?)(?P<number>-?\d+):(?P<atom>[^\s:]+)$")
 
 
 class UnknownAtomError(ValueError):
@@ -40,9 +38,7 @@ def find_atom(label: str, topology: Any) -> int:
     """
     match = _ATOM_NAME.match(label)
     if match is None:
-        raise UnknownAtomError(
-            f"atom {label!r} cannot be read: write it as ALA2:CA, or A/ALA2:CA with a chain"
-        )
+        raise UnknownAtomError(f"atom {label!r} cannot be read: write it as ALA2:CA, or A/ALA2:CA with a chain")
     known = {
         (atom.residue.chain.id, f"{atom.residue.name}{atom.residue.id}:{atom.name}"): atom.index
         for atom in topology.atoms()

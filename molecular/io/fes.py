@@ -102,9 +102,7 @@ def read_fes(path: Path) -> FesGrid:
     shape = [axis.bins for axis in axes]
     rows = table.columns[names[0]].numel()
     if rows != math.prod(shape):
-        raise FileFormatError(
-            f"{path}: truncated or altered: {rows} rows for a grid of {' x '.join(map(str, shape))}"
-        )
+        raise FileFormatError(f"{path}: truncated or altered: {rows} rows for a grid of {' x '.join(map(str, shape))}")
     grids = {
         name: column.reshape(shape[::-1]).permute(*range(len(shape))[::-1]).contiguous()
         for name, column in table.columns.items()

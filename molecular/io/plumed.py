@@ -114,9 +114,7 @@ def read_table(path: Path) -> PlumedTable:
     return PlumedTable({name: data[:, k].clone() for k, name in enumerate(fields)}, constants)
 
 
-def _header(
-    path: Path, number: int, words: list[str], fields: list[str], constants: dict[str, str]
-) -> list[str]:
+def _header(path: Path, number: int, words: list[str], fields: list[str], constants: dict[str, str]) -> list[str]:
     if words[:1] == ["FIELDS"]:
         if fields and fields != words[1:]:
             raise FileFormatError(f"{path}, line {number}: the fields change to {words[1:]} from {fields}")
@@ -131,9 +129,7 @@ def _row(path: Path, number: int, words: list[str], fields: list[str]) -> list[f
     if not fields:
         raise FileFormatError(f"{path}, line {number}: data before any '#! FIELDS' line")
     if len(words) != len(fields):
-        raise FileFormatError(
-            f"{path}, line {number}: {len(words)} values for {len(fields)} fields (truncated?)"
-        )
+        raise FileFormatError(f"{path}, line {number}: {len(words)} values for {len(fields)} fields (truncated?)")
     try:
         return [float(word) for word in words]
     except ValueError as error:

@@ -42,9 +42,7 @@ def write_trajectory(dcd: Path, pdb: Path, positions: torch.Tensor, topology: An
     if not isinstance(topology, mdtraj.Topology):
         topology = mdtraj.Topology.from_openmm(topology)
     if topology.n_atoms != positions.shape[1]:
-        raise ValueError(
-            f"the topology has {topology.n_atoms} atoms, the positions have {positions.shape[1]}"
-        )
+        raise ValueError(f"the topology has {topology.n_atoms} atoms, the positions have {positions.shape[1]}")
     frames = positions.detach().cpu().float().numpy()
     finite = torch.isfinite(positions).all(-1).all(-1).nonzero()
     first = int(finite[0]) if len(finite) else 0

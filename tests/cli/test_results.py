@@ -44,6 +44,7 @@ def case():
     [
         (Number("a", "A", 20000), "20,000"),
         (Number("a", "A", 0.31415), "0.314"),
+        (Number("a", "A", 7112.3), "7,112"),
         (Number("a", "A", 3.8123, 0.0478, "kT"), "3.812 ± 0.048 kT"),
         (Number("a", "A", 38.1, 12.0), "38 ± 12"),
         (Number("a", "A", math.inf, math.nan, "kT"), "inf kT ± unknown"),

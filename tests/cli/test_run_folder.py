@@ -71,12 +71,10 @@ def test_metrics_of_a_killed_run_are_trimmed(folder):
         folder.append_metrics({"chunk": chunk})
     with open(folder.metrics, "a") as file:
         file.write('{"chunk": 3, "es')
-    folder.keep_metrics(2)
-    assert [json.loads(line)["chunk"] for line in folder.metrics.read_text().splitlines()] == [0, 1]
-    with open(folder.metrics, "a") as file:
-        file.write('{"chunk": 2, "es')
-    folder.keep_metrics(5)
-    assert len(folder.metrics.read_text().splitlines()) == 2
+    assert folder.keep_metrics() == 3
+    assert [json.loads(line)["chunk"] for line in folder.metrics.read_text().splitlines()] == [0, 1, 2]
+    folder.metrics.unlink()
+    assert folder.keep_metrics() == 0
 
 
 def test_what_is_no_run_is_named(tmp_path, folder):

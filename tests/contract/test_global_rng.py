@@ -21,7 +21,7 @@ TORCH_BANNED = {
 # Objects of numpy.random that carry their own state.
 NUMPY_ALLOWED = {"default_rng", "Generator", "SeedSequence", "BitGenerator", "PCG64", "PCG64DXSM", "Philox"}
 
-# The one place that may: foreign flows draw from torch's global generator and take no other. It is forked, seeded from an
+# The one place that may: foreign flows draw from the global generator and take no other. It is forked, seeded from an
 # explicit generator and put back, so that nothing outside notices.
 EXEMPT = {"flows/adapters/_streams.py"}
 

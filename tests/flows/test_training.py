@@ -117,6 +117,28 @@ def test_the_loss_is_half_the_variance_until_a_clash_comes():
     assert gradient[-1].item() == pytest.approx(3.0 / 513)
 
 
+def test_draws_without_a_usable_energy_are_left_out(target):
+    """Infinite energies, energies beyond float32 and NaN neither stop the training nor enter the loss."""
+
+    class Clashing(KnownTarget):
+        def __init__(self):
+            self.flow = target.flow
+
+        def __call__(self, positions):
+            energy = super().__call__(positions).detach()
+            energy[::10], energy[1::10], energy[2::10], energy[3::10] = torch.inf, 1e300, torch.nan, 1e30
+            return energy
+
+    data = target.frames(500, 11)
+    flow = start(target, data)
+    phase = Phase(steps=20, learning_rate=1e-3, batch_size=64, draw_regression=1.0)
+    # the loss of 1e30 kJ/mol is bounded too: at most cap + noise, times the slope of the Huber loss
+    reports = fit(flow, data, phases=[phase], seed=1, energy=Clashing(), draws=DrawBuffer(draws=100, every=10))
+    assert reports[-1].n_nonfinite == 60
+    assert reports[-1].train < 3.0 * 60.0
+    assert all(bool(p.isfinite().all()) for p in flow.parameters())
+
+
 def test_weights_shift_the_likelihood(target):
     data = target.frames(2000, 11)
     side = data.y[:, 0] > data.y[:, 0].median()

@@ -42,9 +42,7 @@ def test_distance_agrees_with_mdtraj():
     positions = random_positions(1)
     mdtraj, trajectory = mdtraj_of(positions)
     expected = mdtraj.compute_distances(trajectory, [[2, 6]], opt=False)[:, 0]
-    torch.testing.assert_close(
-        Distance(2, 6)(positions), torch.from_numpy(expected).double(), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(Distance(2, 6)(positions), torch.from_numpy(expected).double(), rtol=0, atol=1e-6)
 
 
 def test_torsion_has_the_iupac_sign():

@@ -79,9 +79,7 @@ def test_kde_is_right_up_to_its_stated_smoothing():
         surface = free_energy_surface(
             x, log_weights, kT=KT, axes=[axis], method="kde", bandwidth=[h], bootstrap=60, seed=repeat
         )
-        scores.append(
-            (surface.free_energy_kT + surface.offset / KT + torch.log(smoothed)) / surface.std_error_kT
-        )
+        scores.append((surface.free_energy_kT + surface.offset / KT + torch.log(smoothed)) / surface.std_error_kT)
     z = torch.stack(scores)
     assert float(z.mean(0).abs().max()) < 5 / math.sqrt(60)
     assert 0.88 < float(z.std()) < 1.15
@@ -176,9 +174,7 @@ def test_a_shift_along_the_circle_shifts_the_surface(method):
 
 def test_empty_cells_are_infinite_with_a_nan_error():
     x = torch.linspace(-1, 1, 100)
-    surface = free_energy_surface(
-        x, torch.zeros(100), kT=KT, axes=[Axis.torsion("phi", 36)], bootstrap=20, seed=0
-    )
+    surface = free_energy_surface(x, torch.zeros(100), kT=KT, axes=[Axis.torsion("phi", 36)], bootstrap=20, seed=0)
     empty = torch.isinf(surface.free_energy)
     assert 0 < int(empty.sum()) < 36
     assert torch.equal(empty, torch.isnan(surface.std_error))

@@ -132,9 +132,7 @@ def test_fes_round_trip(tmp_path, axes):
         assert (read.name, read.bins, read.periodic) == (axis.name, axis.bins, axis.periodic)
         torch.testing.assert_close(read.points(), axis.points())
     torch.testing.assert_close(grid.free_energy, surface.free_energy, rtol=0, atol=1e-8)
-    torch.testing.assert_close(
-        errors.columns["uncertainty"], surface.std_error, rtol=0, atol=1e-8, equal_nan=True
-    )
+    torch.testing.assert_close(errors.columns["uncertainty"], surface.std_error, rtol=0, atol=1e-8, equal_nan=True)
     assert list(grid.columns) == [f"der_{axis.name}" for axis in axes]
 
 

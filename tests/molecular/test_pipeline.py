@@ -61,7 +61,7 @@ def test_running_estimates_end_at_the_final_ones():
     sample = draws(5000)
     running = analyse(sample, REQUEST).running
     inside = REQUEST.difference.region.contains(sample.variables["phi"])
-    for k in (len(running.samples) // 3, len(running.samples) // 2, -1):
+    for k in (len(running.samples) // 2, -1):
         n = int(running.samples[k])
         direct = free_energy_difference(inside[:n], sample.log_weights[:n], kT=KT, bootstrap=0)
         assert float(running.difference[k]) == pytest.approx(direct.value)

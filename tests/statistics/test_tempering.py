@@ -235,8 +235,8 @@ def test_genealogical_errors_of_a_tempered_run_are_calibrated():
 def test_many_well_of_32_dimensions():
     """2^16 modes; exact log Z 164.6956753132."""
     source, target = Gaussian(32, 0.0, 1.5), ManyWell(32)
-    model = tempered(MALA(), 0.03, steps=80, moves=2, source=source, target=target)
-    result = run(model, particles=1000, populations=20)
+    model = tempered(MALA(), 0.03, steps=200, moves=2, source=source, target=target)
+    result = run(model, particles=1000, populations=24)
     evidence = result.evidence()
     assert ZTest(evidence.log_evidence, evidence.std_error, 164.6956753132).passed
     assert evidence.std_error < 0.2

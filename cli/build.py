@@ -1,0 +1,207 @@
+"""From a validated config to the objects that do the work."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..flows import Proposal, load_flow
+from ..molecular.cvs import CollectiveVariable, build_variable
+from ..molecular.energies import BatchedForceField, Energy, OpenMMEnergy, measure_platforms
+from ..molecular.free_energy import Axis, Region
+from ..molecular.pipeline import AnalysisRequest, DifferenceRequest, SurfaceRequest
+from ..molecular.systems import MolecularSystem, load_system
+from .config import AnalysisConfig, EnergyConfig, ProposalConfig, SystemConfig, VariableConfig
+from .errors import UserError
+from .paths import resolve
+from .plugins import load_plugin
+
+__all__ = [
+    "build_energy",
+    "build_proposal",
+    "build_request",
+    "build_system",
+    "build_variables",
+    "choose_device",
+    "settle_energy",
+]
+
+_UNITS = {"angle": "rad", "length": "nm"}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called ``name``; ``auto`` is CUDA where there is one.
+
+    Raises:
+        UserError: if a CUDA device is asked for that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"energy.device = {name!r}: there are {torch.cuda.device_count()} CUDA devices here")
+    return device
+
+
+def build_system(config: SystemConfig) -> MolecularSystem:
+    """The molecule with its OpenMM System. Raises as `load_system`."""
+    cutoff = {} if config.cutoff is None else {"cutoff": config.cutoff}
+    return load_system(
+        resolve(config.pdb, Path()),
+        force_field=config.force_field,
+        nonbonded_method=config.nonbonded_method,
+        constraints=config.constraints,
+        **cutoff,
+    )
+
+
+def settle_energy(config: EnergyConfig, system: MolecularSystem) -> EnergyConfig:
+    """The config with "auto" replaced by what it means here, so that a resumed run computes the same bits."""
+    changes: dict[str, str] = {}
+    if config.engine == "batched" and config.device == "auto":
+        changes["device"] = str(choose_device("auto"))
+    if config.engine == "openmm" and config.platform == "auto":
+        changes["platform"] = measure_platforms(system.system, system.positions)[0].platform
+    return config.model_copy(update=changes)
+
+
+def build_energy(config: EnergyConfig, system: MolecularSystem, temperature: float) -> Energy:
+    """The energy that the config names.
+
+    Raises:
+        UserError: for an unknown engine or device.
+        UnsupportedForceError: if the batched force field cannot evaluate the System.
+    """
+    dtype = torch.float64 if config.precision == "double" else torch.float32
+    if config.engine == "batched":
+        return BatchedForceField.from_openmm(
+            system.system,
+            topology=system.topology,
+            temperature=temperature,
+            dtype=dtype,
+            device=choose_device(config.device),
+        )
+    if config.engine == "openmm":
+        return OpenMMEnergy(system.system, topology=system.topology, temperature=temperature, platform=config.platform)
+    factory = load_plugin("feynkac.energies", config.engine)
+    energy: Energy = _call(factory, config.engine, system, temperature=temperature, **config.options)
+    return energy
+
+
+def build_proposal(config: ProposalConfig, system: MolecularSystem) -> Proposal:
+    """The proposal that the config names.
+
+    Raises:
+        UserError: for an unknown plugin, or a proposal of another number of atoms.
+        CheckpointError: for a truncated or altered checkpoint.
+        MoleculeMismatch: for a checkpoint of another molecule.
+    """
+    if config.checkpoint is not None:
+        proposal: Proposal = load_flow(
+            resolve(config.checkpoint, Path()),
+            elements=system.elements,
+            names=[atom.name for atom in system.topology.atoms()],
+        )
+    else:
+        name = str(config.plugin)
+        proposal = _call(load_plugin("feynkac.proposals", name), name, system, **config.options)
+    if tuple(proposal.event_shape) != (system.n_atoms, 3):
+        raise UserError(
+            f"proposal: draws have shape {tuple(proposal.event_shape)}, but the molecule has {system.n_atoms} atoms"
+        )
+    return proposal
+
+
+def build_variables(config: AnalysisConfig, topology: Any) -> list[CollectiveVariable]:
+    """The collective variables, in the order of the config.
+
+    Raises:
+        UnknownAtomError: for an atom that is not in the molecule.
+        UserError: for an unknown plugin, or units that do not fit.
+    """
+    variables = [_variable(name, v, topology) for name, v in config.variables.items()]
+    _check_units(config, {v.name: v for v in variables})
+    return variables
+
+
+def build_request(config: AnalysisConfig, variables: list[CollectiveVariable], seed: int) -> AnalysisRequest:
+    """What to compute from the weighted draws.
+
+    Raises:
+        UserError: if an axis has neither a period nor a range, or the region is empty.
+    """
+    by_name = {v.name: v for v in variables}
+    surface = None
+    if config.surface is not None:
+        s = config.surface
+        surface = SurfaceRequest(
+            axes=tuple(_axis(config, by_name[n], bins) for n, bins in zip(s.variables, s.bins, strict=True)),
+            method=s.method,
+            bandwidth=None if s.bandwidth is None else tuple(w.value for w in s.bandwidth),
+            bootstrap=s.bootstrap,
+        )
+    replicates = config.surface.bootstrap if config.surface else 100
+    profiles = tuple(
+        SurfaceRequest(axes=(_axis(config, by_name[n], config.profile_bins),), bootstrap=replicates)
+        for n in config.profiles
+    )
+    return AnalysisRequest(surface=surface, profiles=profiles, difference=_difference(config, by_name), seed=seed)
+
+
+def _difference(config: AnalysisConfig, variables: dict[str, CollectiveVariable]) -> DifferenceRequest | None:
+    if config.difference is None:
+        return None
+    d = config.difference
+    try:
+        region = Region(d.region.lower, d.region.upper, variables[d.variable].period)
+    except ValueError as error:
+        raise UserError(f"analysis.difference.region: {error}") from error
+    return DifferenceRequest(variable=d.variable, region=region, bootstrap=d.bootstrap, unit=variables[d.variable].unit)
+
+
+def _variable(name: str, config: VariableConfig, topology: Any) -> CollectiveVariable:
+    if config.plugin is not None:
+        factory = load_plugin("feynkac.cvs", config.plugin)
+        plugged: CollectiveVariable = _call(factory, config.plugin, name=name, **config.options)
+        return plugged
+    atoms = config.torsion if config.torsion is not None else config.distance
+    return build_variable(name, config.kind, atoms or (), topology=topology)
+
+
+def _axis(config: AnalysisConfig, variable: CollectiveVariable, bins: int) -> Axis:
+    period, span = variable.period, config.variables[variable.name].range
+    if period is not None:
+        low, high = -period / 2, period / 2
+    elif span is not None:
+        low, high = span.lower, span.upper
+    else:
+        raise UserError(f"analysis.variables.{variable.name}: an axis that is not periodic needs a range")
+    return Axis(name=variable.name, lower=low, upper=high, bins=bins, periodic=period is not None, unit=variable.unit)
+
+
+def _check_units(config: AnalysisConfig, variables: dict[str, CollectiveVariable]) -> None:
+    """An interval or width of a variable must be given in the variable's kind of unit."""
+    given = [(f"analysis.variables.{n}.range", n, v.range) for n, v in config.variables.items() if v.range]
+    if config.difference is not None:
+        given.append(("analysis.difference.region", config.difference.variable, config.difference.region))
+    checks = [(where, name, interval.dimension) for where, name, interval in given]
+    if config.surface is not None and config.surface.bandwidth is not None:
+        pairs = zip(config.surface.variables, config.surface.bandwidth, strict=True)
+        checks += [("analysis.surface.bandwidth", name, width.dimension) for name, width in pairs]
+    for where, name, dimension in checks:
+        unit = variables[name].unit
+        if unit and unit != _UNITS[dimension]:
+            raise UserError(f"{where}: {name} is measured in {unit}, not in a unit of {dimension}")
+
+
+def _call(factory: Any, label: str, *args: Any, **kwargs: Any) -> Any:
+    if not callable(factory):
+        raise UserError(f"plugin {label!r} is a {type(factory).__name__}, which cannot be called")
+    try:
+        inspect.signature(factory).bind(*args, **kwargs)
+    except TypeError as error:
+        raise UserError(f"plugin {label!r} does not accept its options: {error}") from error
+    return factory(*args, **kwargs)

@@ -1,0 +1,251 @@
+"""A free-energy run from its config to the finished folder; `run`, `resume` and `report` are parts of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.text import Text
+
+from ..fkc.errors import NonFiniteWeightWarning
+from ..flows.importance import ImportanceResult, ParetoWarning, importance_sample
+from ..flows.proposal import Proposal
+from ..molecular.cvs import CollectiveVariable
+from ..molecular.energies import Energy
+from ..molecular.io import read_weights, write_colvar, write_fes, write_fes_uncertainty, write_trajectory
+from ..molecular.io import write_weights as save_arrays
+from ..molecular.pipeline import Analysis, AnalysisRequest, WeightedDraws, analyse, evaluate_variables
+from ..molecular.systems import MolecularSystem
+from .build import build_energy, build_proposal, build_request, build_system, build_variables
+from .config import RunConfig
+from .errors import UserError
+from .paths import resolve
+from .progress import sampling_progress
+from .report.page import write_report
+from .results import KHAT_LIMIT, Number, as_json, numbers
+from .run_folder import RunFolder
+
+__all__ = ["FreeEnergyJob", "input_files", "read_draws", "redraw"]
+
+_VARIABLE = "variable_"
+"""Prefix of the collective variables among the arrays of ``weights.npz``."""
+
+
+def input_files(config: RunConfig) -> dict[str, Path]:
+    """Files whose contents a resumed run must find unchanged."""
+    files = {"system.pdb": resolve(config.system.pdb, Path())}
+    if config.proposal.checkpoint is not None:
+        files["proposal.checkpoint"] = resolve(config.proposal.checkpoint, Path())
+    for name in config.system.force_field:
+        if Path(name).is_file():
+            files[name] = Path(name)
+    return files
+
+
+@dataclass(frozen=True)
+class FreeEnergyJob:
+    """Everything that a config stands for, built and checked before any folder is made."""
+
+    config: RunConfig
+    system: MolecularSystem
+    energy: Energy
+    proposal: Proposal
+    variables: list[CollectiveVariable]
+    request: AnalysisRequest
+
+    @classmethod
+    def build(cls, config: RunConfig, system: MolecularSystem | None = None) -> FreeEnergyJob:
+        """Build system, energy, proposal and variables. Raises what these raise."""
+        system = build_system(config.system) if system is None else system
+        variables = build_variables(config.analysis, system.topology)
+        return cls(
+            config=config,
+            system=system,
+            energy=build_energy(config.energy, system, config.system.temperature),
+            proposal=build_proposal(config.proposal, system),
+            variables=variables,
+            request=build_request(config.analysis, variables, config.sampling.seed),
+        )
+
+    def execute(self, folder: RunFolder, console: Console) -> None:
+        """Draw (or go on drawing), analyse, write every result, and print the numbers."""
+        with _collected_warnings() as caught:
+            result = self._sample(folder, console)
+            with console.status("computing free energies"):
+                draws = self._reduce(result)
+                analysis = analyse(draws, self.request)
+        found = numbers(analysis, self.request.difference, result.n_energy_calls)
+        notes = _notes(analysis, caught)
+        with console.status("writing results"):
+            pictures = self._write(folder, result, draws, analysis, found, notes)
+        show(console, folder, found, notes, pictures)
+
+    def _sample(self, folder: RunFolder, console: Console) -> ImportanceResult:
+        sampling = self.config.sampling
+        with sampling_progress(console, folder, self.energy.kT) as progress:
+            return importance_sample(
+                self.proposal,
+                self.energy,
+                sampling.samples,
+                seed=sampling.seed,
+                chunk_size=sampling.chunk_size,
+                checkpoint=folder.checkpoint,
+                progress=progress,
+            )
+
+    def _reduce(self, result: ImportanceResult) -> WeightedDraws:
+        return WeightedDraws(
+            log_weights=result.log_weights.cpu(),
+            log_q=result.log_q.cpu(),
+            energies=result.energies.cpu(),
+            variables=evaluate_variables(self.variables, result.x.double()),
+            kT=self.energy.kT,
+        )
+
+    def _write(
+        self,
+        folder: RunFolder,
+        result: ImportanceResult,
+        draws: WeightedDraws,
+        analysis: Analysis,
+        found: list[Number],
+        notes: list[str],
+    ) -> list[str]:
+        with folder.results_stage(as_json(found, notes)) as stage:
+            write_trajectory(stage / "samples.dcd", stage / "samples.pdb", result.x, self.system.topology)
+            save_arrays(stage / "weights.npz", _arrays(draws, analysis))
+            _write_colvar(stage / "COLVAR", draws, self.variables)
+            _write_tables(stage, analysis)
+            return _report(stage, folder, self.config, draws, self.request, analysis, found, notes)
+
+
+def redraw(folder: RunFolder, config: RunConfig, console: Console) -> None:
+    """Draw pictures and report of a finished run again, from its ``weights.npz``."""
+    recorded = folder.results()
+    draws = read_draws(folder)
+    variables = build_variables(config.analysis, build_system(config.system).topology)
+    request = build_request(config.analysis, variables, config.sampling.seed)
+    with _collected_warnings() as caught:
+        analysis = analyse(draws, request)
+    calls = int(recorded["numbers"]["energy_calls"]["value"])
+    found, notes = numbers(analysis, request.difference, calls), _notes(analysis, caught)
+    with folder.results_stage() as stage:
+        pictures = _report(stage, folder, config, draws, request, analysis, found, notes)
+    show(console, folder, found, notes, pictures)
+
+
+def read_draws(folder: RunFolder) -> WeightedDraws:
+    """The weighted draws of a finished run.
+
+    Raises:
+        FileFormatError: if ``weights.npz`` is damaged.
+        UserError: if it lacks an array.
+    """
+    path = folder.path / "weights.npz"
+    if not path.is_file():
+        raise UserError(f"{path}: missing, although the run is complete")
+    arrays = read_weights(path)
+    try:
+        return WeightedDraws(
+            log_weights=arrays["log_weights"],
+            log_q=arrays["log_q"],
+            energies=arrays["energies"],
+            variables={k.removeprefix(_VARIABLE): v for k, v in arrays.items() if k.startswith(_VARIABLE)},
+            kT=float(arrays["kT"]),
+        )
+    except KeyError as error:
+        raise UserError(f"{path}: has no array {error}") from error
+
+
+def show(console: Console, folder: RunFolder, found: list[Number], notes: list[str], pictures: list[str]) -> None:
+    """Print numbers, warnings and where everything is."""
+    console.print()
+    width = max(len(n.label) for n in found)
+    for n in found:
+        remark = (f"   {n.remark}", "dim") if n.remark else ""
+        console.print(Text.assemble(f"  {n.label:<{width}}  ", (n.text, "bold"), remark), soft_wrap=True)
+    for note in notes:
+        console.print(Text.assemble("\n", ("warning: ", "yellow"), note), soft_wrap=True)
+    console.print("\n  pictures and report", highlight=False)
+    for name in [*pictures, "report.html"]:
+        console.print(Text(f"    {folder.path / name}"), soft_wrap=True)
+
+
+def _report(
+    stage: Path,
+    folder: RunFolder,
+    config: RunConfig,
+    draws: WeightedDraws,
+    request: AnalysisRequest,
+    analysis: Analysis,
+    found: list[Number],
+    notes: list[str],
+) -> list[str]:
+    return write_report(
+        stage,
+        config=config,
+        config_text=folder.config.read_text(encoding="utf-8"),
+        provenance=folder.recorded(),
+        draws=draws,
+        request=request,
+        analysis=analysis,
+        numbers=found,
+        warnings=notes,
+    )
+
+
+def _arrays(draws: WeightedDraws, analysis: Analysis) -> dict[str, torch.Tensor]:
+    return {
+        "log_weights": draws.log_weights,
+        "log_weights_smoothed": analysis.smoothed_log_weights,
+        "log_q": draws.log_q,
+        "energies": draws.energies,
+        "kT": torch.tensor(draws.kT, dtype=torch.float64),
+        **{_VARIABLE + name: values for name, values in draws.variables.items()},
+    }
+
+
+def _write_colvar(path: Path, draws: WeightedDraws, variables: list[CollectiveVariable]) -> None:
+    # exp(bias / kT) is the weight, which is how PLUMED's reweighting reads a column called *.bias.
+    columns = {**draws.variables, "proposal.bias": draws.kT * draws.log_weights, "energy": draws.energies}
+    write_colvar(path, columns, periods={v.name: v.period for v in variables})
+
+
+def _write_tables(stage: Path, analysis: Analysis) -> None:
+    if analysis.surface is not None:
+        write_fes(stage / "fes.dat", analysis.surface)
+        write_fes_uncertainty(stage / "fes_uncertainty.dat", analysis.surface)
+    for profile in analysis.profiles:
+        name = profile.axes[0].name
+        write_fes(stage / f"fes_{name}.dat", profile)
+        write_fes_uncertainty(stage / f"fes_{name}_uncertainty.dat", profile)
+
+
+def _notes(analysis: Analysis, caught: list[str]) -> list[str]:
+    notes = list(dict.fromkeys(caught))
+    if analysis.khat > KHAT_LIMIT:
+        notes.append(
+            f"Pareto k-hat is {analysis.khat:.2f}, above {KHAT_LIMIT}: the weights have too heavy a tail "
+            "for any number here to be trusted; use a better proposal"
+        )
+    if analysis.n_zero_weight:
+        notes.append(f"{analysis.n_zero_weight} of {analysis.n_samples} samples have weight zero")
+    return notes
+
+
+@contextmanager
+def _collected_warnings() -> Iterator[list[str]]:
+    """Messages of the warnings raised inside."""
+    messages: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("always", RuntimeWarning)
+        yield messages
+    # The analysis says the same of k-hat and of zero weights, also when only the report is drawn again.
+    known = (ParetoWarning, NonFiniteWeightWarning)
+    messages += [str(w.message) for w in caught if not issubclass(w.category, known)]
