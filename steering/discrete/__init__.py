@@ -1,0 +1,18 @@
+"""Masked (absorbing-state) discrete diffusion: a scheduler, a small denoiser and a pipeline on diffusers' base classes."""
+
+from .denoiser import MaskedDenoiser, MaskedDenoiserOutput
+from .pipeline import MaskedDiffusionPipeline, MaskedDiffusionPipelineOutput
+from .scheduler import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
+from .tokens import clean_tokens, draw_tokens, token_log_probs
+
+__all__ = [
+    "MaskedDenoiser",
+    "MaskedDenoiserOutput",
+    "MaskedDiffusionPipeline",
+    "MaskedDiffusionPipelineOutput",
+    "MaskedDiffusionScheduler",
+    "MaskedDiffusionSchedulerOutput",
+    "clean_tokens",
+    "draw_tokens",
+    "token_log_probs",
+]
