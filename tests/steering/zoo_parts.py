@@ -20,7 +20,7 @@ from transformers import (
 )
 
 _WORDS = ("[PAD]", "[UNK]", "[BOS]", "a", "red", "blue", "fox", "boat", "on", "the", "sea", "snow", "[EOS]")
-_VOCABULARY = len(_WORDS)
+VOCABULARY = len(_WORDS)
 _LENGTH = 8
 TEXT_WIDTH = 16
 T5_WIDTH = 32
@@ -55,7 +55,7 @@ def tokenizer(length: int = _LENGTH) -> PreTrainedTokenizerFast:
 
 def _clip_config(projection: int = TEXT_WIDTH) -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=_VOCABULARY,
+        vocab_size=VOCABULARY,
         hidden_size=TEXT_WIDTH,
         intermediate_size=32,
         num_hidden_layers=2,
@@ -63,7 +63,7 @@ def _clip_config(projection: int = TEXT_WIDTH) -> CLIPTextConfig:
         max_position_embeddings=_LENGTH,
         projection_dim=projection,
         bos_token_id=2,
-        eos_token_id=_VOCABULARY - 1,
+        eos_token_id=VOCABULARY - 1,
         pad_token_id=0,
     )
 
@@ -81,7 +81,7 @@ def clip_projected(projection: int = TEXT_WIDTH) -> CLIPTextModelWithProjection:
 def t5() -> T5EncoderModel:
     """T5 encoder of width 32; without eval() its dropout stays on."""
     config = T5Config(
-        vocab_size=_VOCABULARY,
+        vocab_size=VOCABULARY,
         d_model=T5_WIDTH,
         d_kv=8,
         d_ff=32,
@@ -89,7 +89,7 @@ def t5() -> T5EncoderModel:
         num_heads=4,
         feed_forward_proj="gated-gelu",
         pad_token_id=0,
-        eos_token_id=_VOCABULARY - 1,
+        eos_token_id=VOCABULARY - 1,
         dropout_rate=0.1,
     )
     return T5EncoderModel(config).eval()
@@ -152,3 +152,8 @@ def mask(size: int = 16) -> Image.Image:
     values = torch.zeros((size, size), dtype=torch.uint8)
     values[:, : size // 2] = 255
     return Image.fromarray(values.numpy())
+
+
+def spread(count: int, low: float, high: float) -> torch.Tensor:
+    """``count`` evenly spaced numbers, to make means and deviations of latents visible."""
+    return torch.linspace(low, high, count)
