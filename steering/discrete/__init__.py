@@ -1,4 +1,5 @@
-"""Masked (absorbing-state) discrete diffusion: a scheduler, a small denoiser and a pipeline on diffusers' base classes."""
+"""Masked (absorbing-state) discrete diffusion: a scheduler, a small denoiser and a pipeline on diffusers' base
+classes."""
 
 from .denoiser import MaskedDenoiser, MaskedDenoiserOutput
 from .pipeline import MaskedDiffusionPipeline, MaskedDiffusionPipelineOutput

@@ -27,7 +27,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
     """Samples token sequences by revealing masked positions.
 
     Args:
-        model: tokens (B, L) -> logits (B, L, V), as a tensor or as ``.logits`` (so a masked language model of transformers is one). If
+        model: tokens (B, L) -> logits (B, L, V), as a tensor or as ``.logits`` (so a masked language model of
+        transformers is one). If
             it has a parameter named ``timestep``, it is also told the time t in (0, 1].
         scheduler: :class:`MaskedDiffusionScheduler`; its ``step`` is the only place where tokens change.
         tokenizer: None, or anything with ``batch_decode``.
@@ -56,13 +57,11 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Generate.
 
         Args:
-            batch_size: number of sequences; 1 unless ``tokens`` says otherwise.
-            length: of the sequences; the model's ``max_length`` unless given.
-            num_inference_steps: T.
-            tokens: (B, L) or (1, L) int64 to start from, with masks where tokens are wanted (infilling); None starts from masks alone.
-            generator: one, or one a row.
-            output_type: ``"tokens"``, or ``"text"`` to decode with the tokenizer too.
-            return_dict: an output object, or the tuple of its members.
+            batch_size: number of sequences; 1 unless ``tokens`` says otherwise. length: of the sequences; the model's
+            ``max_length`` unless given. num_inference_steps: T. tokens: (B, L) or (1, L) int64 to start from, with
+            masks where tokens are wanted (infilling); None starts from masks alone. generator: one, or one a row.
+            output_type: ``"tokens"``, or ``"text"`` to decode with the tokenizer too. return_dict: an output object,
+            or the tuple of its members.
 
         Raises:
             ValueError: sizes that contradict each other or are missing; ``"text"`` without a tokenizer.

@@ -1,8 +1,9 @@
 """Tokens from logits: what every masked-diffusion step and reward is made of.
 
-Two rules of masked diffusion are applied to any logits (Sahoo et al. 2024, "Simple and effective masked diffusion language
-models", section 3.2): the mask token is never predicted, and a revealed token stays as it is. Draws invert a float64
-distribution function: Gumbel noise in float32 is truncated, which silently lowers the temperature (Zheng et al. 2024, section 4).
+Two rules of masked diffusion are applied to any logits (Sahoo et al. 2024, "Simple and effective masked diffusion
+language models", section 3.2): the mask token is never predicted, and a revealed token stays as it is. Draws invert a
+float64 distribution function: Gumbel noise in float32 is truncated, which silently lowers the temperature (Zheng et
+al. 2024, section 4).
 """
 
 from collections.abc import Sequence
@@ -49,9 +50,15 @@ def draw_tokens(logits: Tensor, u: Tensor, mask_token_id: int) -> Tensor:
         logits: (N, V).
         u: (N,) float64 in [0, 1).
         mask_token_id: never drawn.
+
+    Raises:
+        ValueError: logits that are not a number, or that leave no token possible.
     """
     cumulative = token_log_probs(logits, mask_token_id).exp().cumsum(dim=-1)
-    levels = (u.to(cumulative) * cumulative[:, -1])[:, None]
+    total = cumulative[:, -1:]
+    if bool(total.isnan().any()):
+        raise ValueError("model_output: got logits that are not a number, or a position where no token is possible")
+    levels = torch.minimum(u.to(cumulative)[:, None] * total, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, levels, right=True)[:, 0]
 
 
