@@ -12,7 +12,7 @@ except ImportError as error:
 __all__ = ["PixelClassifier"]
 
 
-class PixelClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-ignore]
+class PixelClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Class logits of square images in [-1, 1].
 
     Args:
@@ -24,7 +24,7 @@ class PixelClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc, unused-ign
         dropout: probability, in training only.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         sample_size: int = 8,

@@ -28,7 +28,7 @@ __all__ = ["ClassConditionalPixelPipeline", "load_pipeline"]
 Labels = int | None | Sequence[int | None]
 
 
-class ClassConditionalPixelPipeline(DiffusionPipeline):  # type: ignore[no-untyped-call, misc, unused-ignore]
+class ClassConditionalPixelPipeline(DiffusionPipeline):  # type: ignore[misc]
     """Images of given classes from a UNet2DModel over pixels in [-1, 1].
 
     Args:
@@ -88,21 +88,25 @@ class ClassConditionalPixelPipeline(DiffusionPipeline):  # type: ignore[no-untyp
             scaled = self.scheduler.scale_model_input(image, t)
             output = self._guided(scaled, t, labels, guidance_scale)
             image = self.scheduler.step(output, t, image, **extra).prev_sample
-
-        image = (image / 2 + 0.5).clamp(0, 1)
-        if output_type != "pt":
-            image = image.cpu().permute(0, 2, 3, 1).float().numpy()
-            if output_type == "pil":
-                image = self.numpy_to_pil(image)
+        images = self._decoded(image, output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=image) if return_dict else (image,)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _decoded(self, image: Tensor, output_type: str) -> Any:
+        image = (image / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return image
+        array = image.cpu().permute(0, 2, 3, 1).float().numpy()
+        return self.numpy_to_pil(array) if output_type == "pil" else array
 
     def _guided(self, image: Tensor, t: Tensor, labels: Tensor, scale: float) -> Tensor:
         if scale == 1.0:
-            return self.unet(image, t, class_labels=labels).sample
+            output: Tensor = self.unet(image, t, class_labels=labels).sample
+            return output
         both = torch.cat([labels, torch.full_like(labels, self.null_class)])
         with_class, without = self.unet(torch.cat([image, image]), t, class_labels=both).sample.chunk(2)
-        return without + scale * (with_class - without)
+        combined: Tensor = without + scale * (with_class - without)
+        return combined
 
     def _labels(self, labels: Labels, repeats: int) -> Tensor:
         if repeats < 1:
@@ -125,7 +129,8 @@ class ClassConditionalPixelPipeline(DiffusionPipeline):  # type: ignore[no-untyp
             latents = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
         elif tuple(latents.shape) != shape:
             raise ValueError(f"latents: got shape {tuple(latents.shape)}, expected {shape}")
-        return latents.to(self._execution_device, self.unet.dtype) * self.scheduler.init_noise_sigma
+        start: Tensor = latents.to(self._execution_device, self.unet.dtype) * self.scheduler.init_noise_sigma
+        return start
 
     def _step_arguments(self, generator: Any, eta: float) -> dict[str, Any]:
         accepted = inspect.signature(self.scheduler.step).parameters
@@ -153,7 +158,7 @@ def load_pipeline(folder: str | Path, **options: Any) -> Any:
     """
     index = Path(folder) / "model_index.json"
     if not index.is_file():
-        raise FileNotFoundError(f"{folder}: no model_index.json, expected a folder written by a pipeline's save_pretrained")
+        raise FileNotFoundError(f"{folder}: no model_index.json, expected what a pipeline's save_pretrained wrote")
     ours = json.loads(index.read_text())["_class_name"] == ClassConditionalPixelPipeline.__name__
     loader = ClassConditionalPixelPipeline if ours else DiffusionPipeline
     return loader.from_pretrained(str(folder), local_files_only=True, **options)
