@@ -6,10 +6,10 @@ With x = alpha x0 + sigma eps in the scheduler's sample space:
     v         x0 = alpha x - sigma o             (variance preserving; v = alpha eps - sigma x0, Salimans, Ho 2022)
               x0 = x/(sigma^2 + 1) - o sigma/sqrt(sigma^2 + 1)   (variance exploding, with scaled input)
     sample    x0 = o
-    flow      x0 = x - sigma o                   (o = eps - x0)
+    flow      x0 = x - sigma o                   (o = eps - x0; reversed: x + sigma o)
 
-and eps = (x - alpha x0)/sigma, score = -eps/sigma. Low-precision tensors are upcast first: near pure noise a bfloat16 x0 is
-off by half the signal.
+preconditioned, for EDM and consistency models, to skip x + scale (the above), and eps = (x - alpha x0)/sigma, score =
+-eps/sigma. Low-precision tensors are upcast first: near pure noise a bfloat16 x0 is off by half the signal.
 """
 
 import torch
@@ -32,14 +32,21 @@ def clean_prediction(sample: Tensor, output: Tensor, level: Level, prediction: s
         sample: x_t.
         output: what the denoiser returned (after guidance), same shape.
         level: (alpha, sigma) of x_t.
-        prediction: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
+        prediction: ``epsilon``, ``v_prediction``, ``sample``, ``flow`` or ``reversed_flow``.
         exploding: the sample space is variance exploding (alpha = 1 at every level).
     """
     x, o = upcast(sample), upcast(output)
+    clean = _plain(x, o, level, prediction, exploding)
+    return clean if level.skip == 0.0 and level.scale == 1.0 else level.skip * x + level.scale * clean
+
+
+def _plain(x: Tensor, o: Tensor, level: Level, prediction: str, exploding: bool) -> Tensor:
     if prediction == "sample":
         return o
     if prediction == "flow":
         return x - level.sigma * o
+    if prediction == "reversed_flow":
+        return x + level.sigma * o
     if prediction == "epsilon":
         return (x - level.sigma * o) / level.alpha
     if exploding:

@@ -1,5 +1,26 @@
 """Noise levels of diffusers' schedulers, by class."""
 
-from .levels import Level, SchedulerRule, register_scheduler, registered_schedulers, rule_for
+from . import families  # noqa: F401  (importing it registers diffusers' own classes)
+from .levels import (
+    Level,
+    SchedulerRule,
+    StepPosition,
+    arrival_level,
+    call_index,
+    register_scheduler,
+    registered_schedulers,
+    rule_for,
+    step_position,
+)
 
-__all__ = ["Level", "SchedulerRule", "register_scheduler", "registered_schedulers", "rule_for"]
+__all__ = [
+    "Level",
+    "SchedulerRule",
+    "StepPosition",
+    "arrival_level",
+    "call_index",
+    "register_scheduler",
+    "registered_schedulers",
+    "rule_for",
+    "step_position",
+]

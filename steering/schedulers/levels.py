@@ -1,7 +1,8 @@
 """Noise levels by scheduler class: at every step, which (alpha, sigma) make x = alpha x0 + sigma eps.
 
-A registry, and no guessing: a scheduler that merely looks like another (a consistency-model scheduler has sigmas too) would
-give clean predictions that are silently wrong. Third parties add theirs with :func:`register_scheduler`.
+A registry, and no guessing: a scheduler that merely looks like another (a consistency-model scheduler has sigmas too)
+would give clean predictions that are silently wrong. Third parties add theirs with :func:`register_scheduler`; the
+rules of diffusers' own classes are in :mod:`.families`.
 """
 
 from collections.abc import Callable
@@ -9,22 +10,58 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from ..errors import UnsupportedScheduler
+from ..errors import SteeringError, UnsupportedScheduler
 
-__all__ = ["Family", "Level", "SchedulerRule", "register_scheduler", "registered_schedulers", "rule_for"]
+__all__ = [
+    "Family",
+    "Level",
+    "Prediction",
+    "SchedulerRule",
+    "StepPosition",
+    "arrival_level",
+    "call_index",
+    "refuse_scheduler",
+    "register_scheduler",
+    "registered_schedulers",
+    "rule_for",
+    "step_position",
+]
 
 Family = Literal["vp", "lambda", "ve", "edm", "flow"]
-Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow", "reversed_flow"]
 
 
 @dataclass(frozen=True)
 class Level:
-    """One noise level in the scheduler's own sample space: x = ``alpha`` x0 + ``sigma`` eps."""
+    """One noise level in the scheduler's own sample space: x = ``alpha`` x0 + ``sigma`` eps.
+
+    Attributes:
+        alpha, sigma: as above. skip, scale: preconditioning: the clean prediction is ``skip`` x + ``scale`` times
+        what the prediction type alone
+            gives. 0 and 1 but for EDM (Karras et al. 2022, table 1) and consistency models (Song et al. 2023, eq. 5).
+    """
 
     alpha: float
     sigma: float
+    skip: float = 0.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class StepPosition:
+    """Which call of ``step`` this is: its ``move``, and the ``stage`` within that (0: weights may change)."""
+
+    move: int
+    stage: int
+
+    @property
+    def first(self) -> bool:
+        """The stage at which x is a state of the sampler, not a trial point of a higher-order solver."""
+        return self.stage == 0
+
+
+Locate = Callable[[Any, Any], StepPosition]
 
 
 @dataclass(frozen=True)
@@ -32,12 +69,18 @@ class SchedulerRule:
     """What must be known of a scheduler class.
 
     Attributes:
-        family: how (alpha, sigma) are read off it.
-        levels: scheduler after ``set_timesteps`` -> the level of each of its steps, and the level after the last.
-        stages: calls of ``step`` that make one move (2 for the Heun family): weights change in the first alone.
-        prediction: scheduler -> what the denoiser predicts.
-        clips: scheduler -> whether its step clips or thresholds the clean prediction (which changes the law).
-        stochastic: (scheduler, arguments of step) -> whether its own step adds noise.
+        family: how (alpha, sigma) are read off it. levels: scheduler after ``set_timesteps`` -> the level of each of
+        its moves, and the level after the last. prediction: scheduler -> what the denoiser predicts. clips: scheduler
+        -> whether its step clips or thresholds the clean prediction (which changes the law). stochastic: (scheduler,
+        arguments of step) -> whether its own step adds noise. stages: most calls of ``step`` that make one move (2
+        for the Heun family): weights change in the first alone, and
+            only the scheduler itself can make the move.
+        locate: (scheduler, timestep) before the base steps -> :class:`StepPosition`; from its counters if None.
+        arrival: (scheduler, timestep) -> level on which the scheduler's own step lands, where that is not always the
+            next one of ``levels``.
+        posterior_mean: the clean prediction is E[x0 | x], so that it gives a score; False for distilled (consistency)
+            models.
+        own_noise: noise comes from inside (a Brownian tree), not from the generator: no seed reaches it.
     """
 
     family: Family
@@ -46,9 +89,14 @@ class SchedulerRule:
     clips: Callable[[Any], bool]
     stochastic: Callable[[Any, dict[str, Any]], bool]
     stages: int = 1
+    locate: Locate | None = None
+    arrival: Callable[[Any, Any], Level] | None = None
+    posterior_mean: bool = True
+    own_noise: bool = False
 
 
 _RULES: dict[str, SchedulerRule] = {}
+_REFUSED: dict[str, str] = {}
 
 
 def register_scheduler(name: str, rule: SchedulerRule) -> None:
@@ -60,6 +108,11 @@ def register_scheduler(name: str, rule: SchedulerRule) -> None:
     if name in _RULES:
         raise ValueError(f"scheduler class {name!r} is registered already")
     _RULES[name] = rule
+
+
+def refuse_scheduler(name: str, reason: str) -> None:
+    """Say why a scheduler class cannot be steered; registering it later lifts the refusal."""
+    _REFUSED[name] = reason
 
 
 def registered_schedulers() -> tuple[str, ...]:
@@ -74,134 +127,64 @@ def rule_for(scheduler: Any) -> SchedulerRule:
         UnsupportedScheduler: unknown class; the message says how to register it.
     """
     name = type(scheduler).__name__
-    if name not in _RULES:
-        raise UnsupportedScheduler(
-            f"noise levels of scheduler {name} are not known; register them with "
-            f"feynkac.steering.register_scheduler({name!r}, SchedulerRule(...)). Known: {', '.join(registered_schedulers())}"
+    if name in _RULES:
+        return _RULES[name]
+    reason = f" ({_REFUSED[name]})" if name in _REFUSED else ""
+    raise UnsupportedScheduler(
+        f"noise levels of scheduler {name} are not known{reason}; register them with "
+        f"feynkac.steering.register_scheduler({name!r}, SchedulerRule(...)). "
+        f"Known: {', '.join(registered_schedulers())}"
+    )
+
+
+def call_index(scheduler: Any, timestep: Any) -> int:
+    """Which call of ``step`` comes next, counted from the beginning of ``scheduler.timesteps``.
+
+    The timestep alone does not say: solvers repeat timesteps, and rounding makes neighbours equal. So ``step_index``
+    is asked first, then ``begin_index`` (image-to-image pipelines begin in the middle), and the timestep last.
+
+    Args:
+        scheduler: before its base class has stepped.
+        timestep: as passed to ``step``: a number, or a tensor of one entry or one a row.
+
+    Raises:
+        SteeringError: the timestep is not one of the scheduler's.
+    """
+    for name in ("step_index", "begin_index"):
+        index = getattr(scheduler, name, None)
+        if index is not None:
+            return int(index)
+    now = torch.as_tensor(timestep).detach().cpu().flatten()[0]
+    timesteps = scheduler.timesteps.detach().cpu()
+    matches = (timesteps == now.to(timesteps.dtype)).nonzero().flatten()
+    if not len(matches):
+        raise SteeringError(
+            f"timestep: got {now.item()}, expected one of {type(scheduler).__name__}'s {timesteps.tolist()}"
         )
-    return _RULES[name]
+    lookup = getattr(scheduler, "index_for_timestep", None)
+    return int(lookup(now)) if lookup is not None and len(matches) > 1 else int(matches[0])
 
 
-# --- levels of the families -------------------------------------------------------------------------------------------
+def step_position(scheduler: Any, timestep: Any) -> StepPosition:
+    """Move and stage of the coming call of ``step``.
+
+    Raises:
+        UnsupportedScheduler, SteeringError: as :func:`rule_for` and :func:`call_index`.
+    """
+    rule = rule_for(scheduler)
+    if rule.locate is not None:
+        return rule.locate(scheduler, timestep)
+    move, stage = divmod(call_index(scheduler, timestep), rule.stages)
+    return StepPosition(move, stage)
 
 
-def _floats(values: Tensor) -> list[float]:
-    return [float(v) for v in torch.as_tensor(values).detach().cpu().double()]
+def arrival_level(scheduler: Any, timestep: Any) -> Level:
+    """Level on which the scheduler's own step from ``timestep`` lands.
 
-
-def _vp_levels(scheduler: Any) -> tuple[Level, ...]:
-    kept = scheduler.alphas_cumprod.detach().cpu().double()[scheduler.timesteps.detach().cpu().long()]
-    final = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
-    return tuple(Level(a**0.5, (1.0 - a) ** 0.5) for a in [*_floats(kept), final])
-
-
-def _sigma_levels(scheduler: Any) -> tuple[Level, ...]:
-    return tuple(Level(1.0, s) for s in _floats(scheduler.sigmas))
-
-
-def _paired_sigma_levels(scheduler: Any) -> tuple[Level, ...]:
-    """Second-order solvers call ``step`` twice a move and list every inner sigma twice: s0 s1 s1 s2 s2 ... 0."""
-    return tuple(Level(1.0, s) for s in _unpaired(_floats(scheduler.sigmas)))
-
-
-def _paired_flow_levels(scheduler: Any) -> tuple[Level, ...]:
-    return tuple(Level(1.0 - s, s) for s in _unpaired(_floats(scheduler.sigmas)))
-
-
-def _unpaired(sigmas: list[float]) -> list[float]:
-    return [sigmas[0], *sigmas[1:-1:2], sigmas[-1]]
-
-
-def _flow_levels(scheduler: Any) -> tuple[Level, ...]:
-    return tuple(Level(1.0 - s, s) for s in _floats(scheduler.sigmas))
-
-
-def _lambda_levels(scheduler: Any) -> tuple[Level, ...]:
-    pairs = (scheduler._sigma_to_alpha_sigma_t(s) for s in scheduler.sigmas.detach().cpu().double())
-    return tuple(Level(float(a), float(s)) for a, s in pairs)
-
-
-def _config_prediction(scheduler: Any) -> Prediction:
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    table: dict[str, Prediction] = {
-        "epsilon": "epsilon",
-        "v_prediction": "v_prediction",
-        "sample": "sample",
-        "flow_prediction": "flow",
-    }
-    if kind not in table:
-        raise UnsupportedScheduler(
-            f"{type(scheduler).__name__}: prediction_type {kind!r} is not one of {', '.join(table)}"
-        )
-    return table[kind]
-
-
-def _flow_prediction(scheduler: Any) -> Prediction:
-    return "flow"
-
-
-def _clip_sample(scheduler: Any) -> bool:
-    return bool(scheduler.config.get("clip_sample", False) or scheduler.config.get("thresholding", False))
-
-
-def _thresholding(scheduler: Any) -> bool:
-    return bool(scheduler.config.get("thresholding", False))
-
-
-def _never(scheduler: Any) -> bool:
-    return False
-
-
-def _noisy(scheduler: Any, arguments: dict[str, Any]) -> bool:
-    return True
-
-
-def _silent(scheduler: Any, arguments: dict[str, Any]) -> bool:
-    return False
-
-
-def _positive_eta(scheduler: Any, arguments: dict[str, Any]) -> bool:
-    return float(arguments.get("eta") or 0.0) > 0.0
-
-
-def _positive_churn(scheduler: Any, arguments: dict[str, Any]) -> bool:
-    return float(arguments.get("s_churn") or 0.0) > 0.0
-
-
-def _sde_algorithm(scheduler: Any, arguments: dict[str, Any]) -> bool:
-    return str(scheduler.config.get("algorithm_type", "")).startswith("sde")
-
-
-def _stochastic_sampling(scheduler: Any, arguments: dict[str, Any]) -> bool:
-    return bool(scheduler.config.get("stochastic_sampling", False))
-
-
-def _add(names: str, family: Family, levels: Any, prediction: Any, clips: Any, stochastic: Any, stages: int = 1) -> None:
-    for name in names.split():
-        register_scheduler(name, SchedulerRule(family, levels, prediction, clips, stochastic, stages))
-
-
-_add("DDPMScheduler DDPMParallelScheduler", "vp", _vp_levels, _config_prediction, _clip_sample, _noisy)
-_add("DDIMScheduler DDIMParallelScheduler", "vp", _vp_levels, _config_prediction, _clip_sample, _positive_eta)
-_add("PNDMScheduler", "vp", _vp_levels, _config_prediction, _never, _silent)
-_add("TCDScheduler", "vp", _vp_levels, _config_prediction, _clip_sample, _positive_eta)
-# Both declare clip_sample and never read it.
-_add("CogVideoXDDIMScheduler", "vp", _vp_levels, _config_prediction, _never, _silent)
-_add("CogVideoXDPMScheduler", "vp", _vp_levels, _config_prediction, _never, _noisy)
-_add("UnCLIPScheduler", "vp", _vp_levels, _config_prediction, _clip_sample, _noisy)
-_add("EulerDiscreteScheduler", "ve", _sigma_levels, _config_prediction, _never, _positive_churn)
-_add("EulerAncestralDiscreteScheduler", "ve", _sigma_levels, _config_prediction, _never, _noisy)
-_add("LMSDiscreteScheduler", "ve", _sigma_levels, _config_prediction, _never, _silent)
-_add("HeunDiscreteScheduler", "ve", _paired_sigma_levels, _config_prediction, _clip_sample, _silent, 2)
-_add("KDPM2DiscreteScheduler", "ve", _paired_sigma_levels, _config_prediction, _never, _silent, 2)
-_add("KDPM2AncestralDiscreteScheduler", "ve", _paired_sigma_levels, _config_prediction, _never, _noisy, 2)
-_add("DPMSolverSDEScheduler", "ve", _paired_sigma_levels, _config_prediction, _never, _noisy, 2)
-_add("EDMEulerScheduler EDMDPMSolverMultistepScheduler", "edm", _sigma_levels, _config_prediction, _never, _positive_churn)
-_add("CosineDPMSolverMultistepScheduler", "edm", _sigma_levels, _config_prediction, _never, _noisy)
-_add("DPMSolverMultistepScheduler", "lambda", _lambda_levels, _config_prediction, _thresholding, _sde_algorithm)
-_add("DPMSolverSinglestepScheduler", "lambda", _lambda_levels, _config_prediction, _thresholding, _sde_algorithm)
-_add("DEISMultistepScheduler UniPCMultistepScheduler", "lambda", _lambda_levels, _config_prediction, _thresholding, _silent)
-_add("SASolverScheduler", "lambda", _lambda_levels, _config_prediction, _thresholding, _noisy)
-_add("FlowMatchEulerDiscreteScheduler", "flow", _flow_levels, _flow_prediction, _never, _stochastic_sampling)
-_add("FlowMatchHeunDiscreteScheduler", "flow", _paired_flow_levels, _flow_prediction, _never, _silent, 2)
-_add("FlowMatchLCMScheduler LTXEulerAncestralRFScheduler", "flow", _flow_levels, _flow_prediction, _never, _noisy)
+    DDIM subtracts a fixed stride, which misses the next timestep by one where the number of steps does not divide the
+    number of training steps; elsewhere it is the level of the next move.
+    """
+    rule = rule_for(scheduler)
+    if rule.arrival is not None:
+        return rule.arrival(scheduler, timestep)
+    return rule.levels(scheduler)[step_position(scheduler, timestep).move + 1]
