@@ -5,6 +5,7 @@ from .denoiser import MaskedDenoiser, MaskedDenoiserOutput
 from .pipeline import MaskedDiffusionPipeline, MaskedDiffusionPipelineOutput
 from .scheduler import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
 from .tokens import clean_tokens, draw_tokens, token_log_probs
+from .values import TokenValue
 
 __all__ = [
     "MaskedDenoiser",
@@ -13,6 +14,7 @@ __all__ = [
     "MaskedDiffusionPipelineOutput",
     "MaskedDiffusionScheduler",
     "MaskedDiffusionSchedulerOutput",
+    "TokenValue",
     "clean_tokens",
     "draw_tokens",
     "token_log_probs",

@@ -92,7 +92,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         return tokens.to(device=device, dtype=torch.int64).expand(rows, -1).clone()
 
     def _logits(self, state: Tensor, t: Tensor) -> Tensor:
-        forward = getattr(self.model, "forward", self.model)
+        forward: Callable[..., Any] = getattr(self.model, "forward", self.model)
         timed = "timestep" in inspect.signature(forward).parameters
         output = self.model(state, timestep=t) if timed else self.model(state)
         logits: Tensor = output if isinstance(output, Tensor) else output.logits

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..schedulers.levels import Level, SchedulerRule, register_scheduler
 from ._diffusers import BaseOutput, ConfigMixin, SchedulerMixin, register_to_config
 from .tokens import Generators, clean_tokens, draw_tokens, uniforms
 
@@ -151,6 +152,24 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
     def __len__(self) -> int:
         """Number of steps T."""
         return int(self.num_inference_steps)
+
+
+def _levels(scheduler: Any) -> tuple[Level, ...]:
+    return tuple(Level(1.0 - t, t) for t in [*(float(t) for t in scheduler.timesteps), 0.0])
+
+
+# What a control sees: alpha is the share of positions revealed so far, the "clean prediction" is the logits.
+register_scheduler(
+    "MaskedDiffusionScheduler",
+    SchedulerRule(
+        family="flow",
+        levels=_levels,
+        prediction=lambda scheduler: "sample",
+        clips=lambda scheduler: False,
+        stochastic=lambda scheduler, arguments: True,
+        posterior_mean=False,
+    ),
+)
 
 
 def _check(logits: Any, sample: Any) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..discrete._diffusers import BaseOutput, ConfigMixin, ModelMixin, register_to_config
+from ..discrete._diffusers import BaseOutput, ConfigMixin, DDPMScheduler, ModelMixin, register_to_config
 
 __all__ = ["AnalyticDenoiser", "DenoiserOutput", "GaussianDenoiser", "MixtureDenoiser"]
 
@@ -85,8 +85,6 @@ class AnalyticDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def _sigma_over_alpha(self, t: Tensor) -> Tensor:
         """Linear between the entries of the table, as the schedulers with fractional timesteps have it."""
         if self._table is None:
-            from diffusers import DDPMScheduler
-
             kept = DDPMScheduler(**{name: self.config[name] for name in _SCHEDULE}).alphas_cumprod.double()
             self._table = ((1.0 - kept) / kept).sqrt()
         table = self._table.to(t.device)

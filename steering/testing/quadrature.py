@@ -110,6 +110,7 @@ def _move(
 def _push(density: Tensor, mean: Tensor, std: float, grid: Tensor, spacing: float) -> Tensor:
     factor = spacing / (std * (2.0 * torch.pi) ** 0.5)
     parts = [
-        (-0.5 * ((targets[:, None] - mean) / std).square()).exp() @ density * factor for targets in grid.split(_ROWS)
+        (-0.5 * ((targets[:, None] - mean) / std).square()).exp() @ density * factor
+        for targets in torch.split(grid, _ROWS)
     ]
     return torch.cat(parts)

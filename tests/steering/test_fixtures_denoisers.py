@@ -105,8 +105,8 @@ def test_stable_diffusion_takes_the_denoiser_for_its_unet():
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     latents = pipe(
-        prompt_embeds=torch.zeros(2, 4, 8), num_images_per_prompt=4, num_inference_steps=10, eta=1.0, guidance_scale=1.0,
-        generator=generator(), output_type="latent",
+        prompt_embeds=torch.zeros(2, 4, 8), num_images_per_prompt=4, num_inference_steps=10, eta=1.0,
+        guidance_scale=1.0, generator=generator(), output_type="latent",
     ).images.double().flatten()  # fmt: skip
     law = affine_law(scheduler, **prior, num_inference_steps=10, eta=1.0)
     assert ZTest.from_samples(latents, law.mean).passed
