@@ -4,7 +4,6 @@ All take SMILES strings or RDKit molecules; what is no valid molecule gets NaN, 
 """
 
 import functools
-import importlib
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -78,7 +77,9 @@ def _chemistry() -> Any:
 @functools.cache
 def _sa_scorer() -> Any:
     """RDKit's contributed scorer, which is shipped as a file outside its packages."""
-    path = Path(importlib.import_module("rdkit.Chem.RDConfig").RDContribDir) / "SA_Score" / "sascorer.py"
+    from rdkit import RDConfig
+
+    path = Path(RDConfig.RDContribDir) / "SA_Score" / "sascorer.py"
     spec = importlib.util.spec_from_file_location("feynkac_sascorer", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ImportError(f"synthetic accessibility needs RDKit's contributed {path}: pip install rdkit")
