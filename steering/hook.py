@@ -1,7 +1,7 @@
 """The attachment: the live scheduler's class is swapped for a subclass of the same name, and back.
 
-Of three ways tried in the field (a delegating proxy, patching ``step`` on the instance, swapping the class) only this one keeps
-``isinstance``, ``save_pretrained``, ``copy.deepcopy`` and signature inspection intact.
+Of three ways tried in the field (a delegating proxy, patching ``step`` on the instance, swapping the class) only this
+one keeps ``isinstance``, ``save_pretrained``, ``copy.deepcopy`` and signature inspection intact.
 """
 
 import functools
@@ -14,7 +14,7 @@ from .errors import SteeringError
 
 __all__ = ["StepListener", "listening"]
 
-_LISTENER = "_feynkac_listener"
+_ATTACHMENT = "_feynkac_attachment"
 
 
 class StepListener(Protocol):
@@ -29,24 +29,49 @@ class StepListener(Protocol):
         ...
 
 
-@functools.lru_cache(maxsize=None)
-def _listening_class(base: type) -> type:
-    signature = inspect.signature(base.step)  # type: ignore[attr-defined]
+class _Attachment:
+    """Shared by a scheduler and the copies that a pipeline makes of it; empty once the block is left."""
 
-    @functools.wraps(base.step)  # type: ignore[attr-defined]
+    def __init__(self, listener: StepListener) -> None:
+        self.listener: StepListener | None = listener
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Attachment":
+        return self
+
+
+def _listener(scheduler: Any) -> StepListener | None:
+    attachment = vars(scheduler).get(_ATTACHMENT)
+    return None if attachment is None else attachment.listener
+
+
+_CLASSES: dict[type, type] = {}
+
+
+def _listening_class(base: Any) -> type:
+    """The subclass of ``base`` that asks its listener; one a base class."""
+    if base in _CLASSES:
+        return _CLASSES[base]
+    signature = inspect.signature(base.step)
+
+    @functools.wraps(base.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(self, *args, **kwargs)
-        return getattr(self, _LISTENER).on_step(self, base.step, bound)  # type: ignore[attr-defined]
+        listener = _listener(self)
+        if listener is None:
+            return base.step(self, *args, **kwargs)
+        return listener.on_step(self, base.step, signature.bind(self, *args, **kwargs))
 
-    @functools.wraps(base.set_timesteps)  # type: ignore[attr-defined]
+    @functools.wraps(base.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = base.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
-        getattr(self, _LISTENER).on_run(self)
+        result = base.set_timesteps(self, *args, **kwargs)
+        listener = _listener(self)
+        if listener is not None:
+            listener.on_run(self)
         return result
 
     members = {"step": step, "set_timesteps": set_timesteps, "__module__": base.__module__, "__doc__": base.__doc__}
     subclass = type(base.__name__, (base,), members)
     subclass.__qualname__ = base.__qualname__
+    _CLASSES[base] = subclass
     return subclass
 
 
@@ -54,19 +79,24 @@ def _listening_class(base: type) -> type:
 def listening(scheduler: Any, listener: StepListener) -> Iterator[None]:
     """Within the block every ``step`` and ``set_timesteps`` of ``scheduler`` goes through ``listener``.
 
-    Restores the scheduler on the way out, also after an exception. The listener travels with ``copy.deepcopy`` of the scheduler only if
-    it defines ``__deepcopy__`` returning itself.
+    Restores the scheduler on the way out, also after an exception. A ``copy.deepcopy`` of the scheduler made inside
+    the block (pipelines with two streams do that) has the same listener, and steps as its base class once the block
+    is left.
 
     Raises:
-        SteeringError: something is attached to this scheduler already.
+        SteeringError: something is attached to this scheduler already, or it is no scheduler.
     """
     base = type(scheduler)
-    if _LISTENER in vars(scheduler):
+    if _ATTACHMENT in vars(scheduler):
         raise SteeringError(f"something is attached to this {base.__name__} already; attachments do not nest")
+    if not (callable(getattr(base, "step", None)) and callable(getattr(base, "set_timesteps", None))):
+        raise SteeringError(f"{base.__name__} is no scheduler: it lacks step or set_timesteps")
+    attachment = _Attachment(listener)
     scheduler.__class__ = _listening_class(base)
-    vars(scheduler)[_LISTENER] = listener
+    vars(scheduler)[_ATTACHMENT] = attachment
     try:
         yield
     finally:
+        attachment.listener = None
         scheduler.__class__ = base
-        vars(scheduler).pop(_LISTENER, None)
+        vars(scheduler).pop(_ATTACHMENT, None)

@@ -12,6 +12,8 @@ preconditioned, for EDM and consistency models, to skip x + scale (the above), a
 -eps/sigma. Low-precision tensors are upcast first: near pure noise a bfloat16 x0 is off by half the signal.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -51,7 +53,7 @@ def _plain(x: Tensor, o: Tensor, level: Level, prediction: str, exploding: bool)
         return (x - level.sigma * o) / level.alpha
     if exploding:
         variance = level.sigma**2 + 1.0
-        return x / variance - o * (level.sigma / variance**0.5)
+        return x / variance - o * (level.sigma / math.sqrt(variance))
     return level.alpha * x - level.sigma * o
 
 
