@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...fkc.errors import NonFiniteWeightWarning
 
-__all__ = ["Reward", "RewardCalls", "RewardError", "WrongLength", "evaluate", "reward_name"]
+__all__ = ["Reward", "RewardCalls", "RewardError", "WrongLength", "evaluate", "one_each", "reward_name"]
 
 Reward = Callable[[Any], Tensor | Sequence[float]]
 
@@ -36,9 +36,17 @@ def evaluate(reward: Reward, samples: Any, count: int) -> Tensor:
     Raises:
         WrongLength: the reward did not return one number a sample.
     """
-    values = torch.as_tensor(reward(samples)).detach().double().cpu().reshape(-1)
+    return one_each(reward(samples), reward_name(reward), count).detach()
+
+
+def one_each(answer: Tensor | Sequence[float], name: str, count: int) -> Tensor:
+    """What a reward answered as (count,) float64 on the CPU; gradients survive.
+
+    Raises:
+        WrongLength: it is not one number a sample.
+    """
+    values = torch.as_tensor(answer).double().cpu().reshape(-1)
     if len(values) != count:
-        name = reward_name(reward)
         raise WrongLength(f"reward {name}: returned {len(values)} numbers for {count} samples, expected one each")
     return values
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .calls import Reward, evaluate, reward_name
+from .calls import Reward, evaluate, one_each, reward_name
 
 __all__ = ["WeightedSum"]
 
@@ -58,7 +58,8 @@ class WeightedSum:
         total = torch.zeros(len(samples), dtype=torch.float64)
         for reward, weight, center, scale in self._terms():
             if weight != 0.0:
-                total = total + weight * (_values(reward, samples) - center) / scale
+                values = one_each(reward(samples), reward_name(reward), len(samples))
+                total = total + weight * (values - center) / scale
         return total
 
     def parts(self, samples: Any) -> dict[str, Tensor]:
@@ -105,11 +106,3 @@ class WeightedSum:
         assert self.centers is not None
         assert self.scales is not None
         return zip(self.rewards, self.weights, self.centers, self.scales, strict=True)
-
-
-def _values(reward: Reward, samples: Any) -> Tensor:
-    """As :func:`evaluate`, but gradients survive."""
-    values = torch.as_tensor(reward(samples))
-    if not values.requires_grad:
-        return evaluate(lambda _: values, samples, len(samples))
-    return values.double().cpu().reshape(len(samples))

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .calls import Reward, WrongLength, evaluate, reward_name
+from .calls import Reward, WrongLength, evaluate, one_each, reward_name
 
 __all__ = ["CachedReward", "ExecutedReward", "cached", "content_key", "through"]
 
@@ -76,9 +76,9 @@ class ExecutedReward:
         values, errors = [], {}
         for i, (future, chunk) in enumerate(zip(futures, chunks, strict=True)):
             try:
-                values.append(evaluate(lambda _, future=future: future.result(), chunk, len(chunk)))  # type: ignore[misc]
-            except WrongLength as error:
-                raise WrongLength(str(error).replace("<lambda>", self.name)) from None
+                values.append(one_each(future.result(), self.name, len(chunk)).detach())
+            except WrongLength:
+                raise
             except Exception as error:
                 errors[i] = error
                 values.append(torch.full((len(chunk),), torch.nan, dtype=torch.float64))

@@ -2,10 +2,11 @@
 
 import importlib.metadata
 import math
+import multiprocessing
 import pickle
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -342,6 +343,13 @@ def test_built_in_rewards_can_be_sent_to_another_process():
     for reward in (JpegSize(80), Brightness(), Sharpness(), total, ClassLogProb(linear_classifier(), 0)):
         given = noise(2, 1, 2) if isinstance(reward, ClassLogProb) else images
         assert torch.equal(pickle.loads(pickle.dumps(reward))(given), reward(given))
+
+
+@pytest.mark.slow
+def test_a_process_pool():
+    images = [grey(image) for image in noise(3, 1)[:, 0].mul(255).round()]
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+        assert torch.equal(through(JpegSize(), executor)(images), JpegSize()(images))
 
 
 # --- cache ----------------------------------------------------------------------------------------------------------
