@@ -1,6 +1,7 @@
 """Masked (absorbing-state) discrete diffusion: a scheduler, a small denoiser and a pipeline on diffusers' base
 classes."""
 
+from .blocks import steer_blocks
 from .denoiser import MaskedDenoiser, MaskedDenoiserOutput
 from .pipeline import MaskedDiffusionPipeline, MaskedDiffusionPipelineOutput
 from .scheduler import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
@@ -18,4 +19,5 @@ __all__ = [
     "clean_tokens",
     "draw_tokens",
     "token_log_probs",
+    "steer_blocks",
 ]

@@ -21,8 +21,7 @@ class MaskedDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Transformer encoder over tokens and an absorbing mask; saved and loaded as any diffusers model.
 
     It is not told the time: for masked diffusion the exact posterior given the revealed tokens does not depend on it
-    (Ou et al. 2025, "Your absorbing discrete diffusion secretly models the conditional distributions of clean data",
-    theorem 1).
+    (Ou et al. 2025, "Your absorbing discrete diffusion secretly models the conditional distributions of clean data").
 
     Args:
         vocab_size: number V of real tokens, ids 0..V-1.

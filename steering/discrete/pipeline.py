@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._diffusers import BaseOutput, DiffusionPipeline
 from .scheduler import MaskedDiffusionScheduler
@@ -28,8 +28,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     Args:
         model: tokens (B, L) -> logits (B, L, V), as a tensor or as ``.logits`` (so a masked language model of
-        transformers is one). If
-            it has a parameter named ``timestep``, it is also told the time t in (0, 1].
+            transformers is one). If it has a parameter named ``timestep``, it is also told the time t in (0, 1].
         scheduler: :class:`MaskedDiffusionScheduler`; its ``step`` is the only place where tokens change.
         tokenizer: None, or anything with ``batch_decode``.
     """
@@ -57,11 +56,14 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Generate.
 
         Args:
-            batch_size: number of sequences; 1 unless ``tokens`` says otherwise. length: of the sequences; the model's
-            ``max_length`` unless given. num_inference_steps: T. tokens: (B, L) or (1, L) int64 to start from, with
-            masks where tokens are wanted (infilling); None starts from masks alone. generator: one, or one a row.
-            output_type: ``"tokens"``, or ``"text"`` to decode with the tokenizer too. return_dict: an output object,
-            or the tuple of its members.
+            batch_size: number of sequences; 1 unless ``tokens`` says otherwise.
+            length: of the sequences; the model's ``max_length`` unless given.
+            num_inference_steps: T.
+            tokens: (B, L) or (1, L) int64 to start from, with masks where tokens are wanted (infilling); None starts
+                from masks alone.
+            generator: one, or one a row.
+            output_type: ``"tokens"``, or ``"text"`` to decode with the tokenizer too.
+            return_dict: an output object, or the tuple of its members.
 
         Raises:
             ValueError: sizes that contradict each other or are missing; ``"text"`` without a tokenizer.
@@ -77,7 +79,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         return MaskedDiffusionPipelineOutput(tokens=state, texts=texts) if return_dict else (state, texts)
 
     def _start(self, batch_size: int | None, length: int | None, tokens: Tensor | None) -> Tensor:
-        device = self._execution_device
+        device = self._device()
         if tokens is None:
             length = length if length is not None else getattr(getattr(self.model, "config", None), "max_length", None)
             if length is None:
@@ -91,8 +93,18 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise ValueError(f"tokens: got {len(tokens)} rows, expected 1 or batch_size = {rows}")
         return tokens.to(device=device, dtype=torch.int64).expand(rows, -1).clone()
 
+    def _device(self) -> torch.device:
+        """Where to work: diffusers' answer (it knows of offloading), or, for a model without ``device``, its
+        parameters'."""
+        if isinstance(self.model, nn.Module) and not hasattr(self.model, "device"):
+            parameter = next(self.model.parameters(), None)
+            return torch.device("cpu") if parameter is None else parameter.device
+        device: torch.device = self._execution_device
+        return device
+
     def _logits(self, state: Tensor, t: Tensor) -> Tensor:
-        forward: Callable[..., Any] = getattr(self.model, "forward", self.model)
+        owner: Any = self.model
+        forward = getattr(owner, "forward", owner)
         timed = "timestep" in inspect.signature(forward).parameters
         output = self.model(state, timestep=t) if timed else self.model(state)
         logits: Tensor = output if isinstance(output, Tensor) else output.logits

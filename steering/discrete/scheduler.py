@@ -34,9 +34,9 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
     .. math:: \frac{t_k - t_{k+1}}{t_k} = \frac{1}{T - k},
 
     independently of the others, its token drawn from the model's law at that position; the last step reveals all that
-    is left (Austin et al. 2021, "Structured denoising diffusion models in discrete state-spaces", section 3.1 and
-    appendix A.2; Sahoo et al. 2024, eq. 7). Revealed tokens never change. A step is a function of its arguments
-    alone: the scheduler keeps no history.
+    is left (Austin et al. 2021, "Structured denoising diffusion models in discrete state-spaces"; Sahoo et al. 2024,
+    "Simple and effective masked diffusion language models"). Revealed tokens never change. A step is a function of
+    its arguments alone: the scheduler keeps no history.
 
     Args:
         mask_token_id: of the absorbing state; may lie outside the model's vocabulary.
@@ -99,10 +99,11 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
         """From tokens at one time to tokens at the next.
 
         Args:
-            model_output: (B, L, V) logits of the clean tokens. timestep: an entry of ``timesteps``. sample: (B, L)
-            int64 token ids. generator: one, or one a row. Two uniform numbers are drawn for every position, masked or
-            not, so that a row's
-                stream does not depend on the states.
+            model_output: (B, L, V) logits of the clean tokens.
+            timestep: an entry of ``timesteps``.
+            sample: (B, L) int64 token ids.
+            generator: one, or one a row. Two uniform numbers are drawn for every position, masked or not, so that a
+                row's stream does not depend on the states.
             return_dict: an output object, or the tuple of its members.
 
         Raises:

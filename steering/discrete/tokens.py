@@ -1,9 +1,9 @@
 """Tokens from logits: what every masked-diffusion step and reward is made of.
 
 Two rules of masked diffusion are applied to any logits (Sahoo et al. 2024, "Simple and effective masked diffusion
-language models", section 3.2): the mask token is never predicted, and a revealed token stays as it is. Draws invert a
-float64 distribution function: Gumbel noise in float32 is truncated, which silently lowers the temperature (Zheng et
-al. 2024, section 4).
+language models"): the mask token is never predicted, and a revealed token stays as it is. Draws invert a float64
+distribution function: Gumbel noise in float32 is truncated, which silently lowers the temperature (Zheng et al. 2024,
+"Masked diffusion models are secretly time-agnostic masked models").
 """
 
 from collections.abc import Sequence
@@ -36,11 +36,13 @@ def clean_tokens(logits: Tensor, sample: Tensor, mask_token_id: int) -> Tensor:
         sample: (B, L) token ids, some of them ``mask_token_id``.
         mask_token_id: of the absorbing state.
     """
-    log_probs = token_log_probs(logits, mask_token_id)
+    masked = sample == mask_token_id
+    log_probs = token_log_probs(logits[masked], mask_token_id)
     ids = torch.arange(log_probs.shape[-1], device=logits.device)
     likeliest = log_probs >= log_probs.amax(dim=-1, keepdim=True) - _TIE
-    best = torch.where(likeliest, ids, len(ids)).amin(dim=-1)
-    return torch.where(sample == mask_token_id, best.to(sample.dtype), sample)
+    filled = sample.clone()
+    filled[masked] = torch.where(likeliest, ids, len(ids)).amin(dim=-1).to(sample.dtype)
+    return filled
 
 
 def draw_tokens(logits: Tensor, u: Tensor, mask_token_id: int) -> Tensor:

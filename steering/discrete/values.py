@@ -9,8 +9,8 @@ or n independent draws from the model's per-position laws, with the scale inside
 .. math:: \lambda \hat v = \log \frac1n \sum_{i=1}^n \exp(\lambda r(x_0^{(i)})).
 
 Both only choose the way; the target is the same. The draws are made once a step and the realised value travels with
-its particle, which is what keeps random values exact (Singhal et al. 2025, section 3 and appendix; Andrieu, Roberts
-2009 for the principle).
+its particle, which is what keeps random values exact (Singhal et al. 2025, "A general framework for inference-time
+scaling and steering of diffusion models").
 """
 
 import math
@@ -33,11 +33,13 @@ class TokenValue:
     """``value`` of FKSteering, or ``intermediate`` of SoftValueGuidance, for masked diffusion.
 
     Attributes:
-        scheduler: of the pipeline. reward: clean tokens (n, L) int64 -> n numbers. scale: lambda; for
-        SoftValueGuidance 1/temperature, with ``temperature`` given too. draws: n; 0 takes the likeliest sequence.
-        seed: of the draws; each population and step has a stream of its own. temperature: factor on the result: 1 for
-        FKSteering, which wants lambda times a value; SoftValueGuidance divides by its
-            temperature, so it wants the value itself.
+        scheduler: of the pipeline.
+        reward: clean tokens (n, L) int64 -> n numbers.
+        scale: lambda; for SoftValueGuidance 1/temperature, with ``temperature`` given too.
+        draws: n; 0 takes the likeliest sequence.
+        seed: of the draws; each population and step has a stream of its own.
+        temperature: factor on the result: 1 for FKSteering, which wants lambda times a value; SoftValueGuidance
+            divides by its temperature, so it wants the value itself.
     """
 
     scheduler: MaskedDiffusionScheduler

@@ -163,9 +163,11 @@ class MixtureDenoiser(AnalyticDenoiser):
     """Pixels with the law sum_i ``weights``_i N(``means``_i, ``stds``_i^2).
 
     Args:
-        weights: positive, normalised here. means: of the modes. stds: of the modes. prediction, in_channels,
-        sample_size, num_train_timesteps, beta_start, beta_end, beta_schedule, time_cond_proj_dim: as for
-            :class:`GaussianDenoiser`.
+        weights: positive, normalised here.
+        means: of the modes.
+        stds: of the modes.
+        prediction, in_channels, sample_size: as for :class:`GaussianDenoiser`.
+        num_train_timesteps, beta_start, beta_end, beta_schedule, time_cond_proj_dim: likewise.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]

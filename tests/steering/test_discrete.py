@@ -215,6 +215,14 @@ def test_any_callable_is_a_model_and_one_that_asks_is_told_the_time():
     assert seen == [1.0, 0.75, 0.5, 0.25]
 
 
+def test_a_plain_module_is_a_model():
+    class Plain(torch.nn.Module):
+        def forward(self, tokens):
+            return torch.zeros(*tokens.shape, 3)
+
+    assert pipeline(Plain())(length=4, num_inference_steps=2, generator=generator()).tokens.shape == (1, 4)
+
+
 def test_the_transformer_may_be_saved_and_loaded(tmp_path):
     model = small()
     model.save_pretrained(tmp_path)
