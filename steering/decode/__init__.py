@@ -60,7 +60,7 @@ def decoder_for(
         vae: another autoencoder for the same latents, such as a small ``AutoencoderTiny`` for rewards on the way.
 
     Raises:
-        SteeringError: no family decoder for this pipeline.
+        SteeringError: no family decoder for this pipeline, or the tail of a modular one.
         ValueError: a setting that has no meaning.
     """
     if kind not in ("auto", "tail", "family"):
@@ -72,6 +72,8 @@ def decoder_for(
     known = has_family(pipe)
     if kind == "family" and not known:
         raise SteeringError(f"no fast decoder for {type(pipe).__name__} in this setting; use kind='tail'")
+    if kind == "tail" or not known:
+        _refuse_modular(pipe)
     decoder: FamilyDecoder | TailDecoder
     if known and kind != "tail":
         decoder = FamilyDecoder(pipe, call=call, chunk_size=chunk_size, output=output)
@@ -80,6 +82,11 @@ def decoder_for(
     if vae is not None:
         decoder.pipe = _with_vae(pipe, vae)
     return decoder
+
+
+def _refuse_modular(pipe: Any) -> None:
+    if hasattr(type(pipe), "update_components"):
+        raise SteeringError(f"{type(pipe).__name__} is a modular pipeline: it has no ending of its own to run")
 
 
 def _with_vae(pipe: Any, vae: Any) -> Any:

@@ -13,7 +13,7 @@ from feynkac.steering.hook import listening
 from PIL import Image
 
 from . import zoo_parts as parts
-from .zoo import ROWS, SETTINGS, generators, media, row, with_setting
+from .zoo import MODULAR_ROWS, ROWS, SETTINGS, generators, media, row, with_setting
 
 FAST = [case for case in ROWS if case.name != "sd_inpaint4"]
 BITS = 0.5 / 255
@@ -86,6 +86,15 @@ def test_fast_is_tail_is_the_pipelines_own_output(case):
     assert len(images) == 3
     first = images[0][0] if case.media == "videos" and isinstance(images[0], list) else images[0]
     assert isinstance(first, (Image.Image, np.ndarray))
+
+
+@pytest.mark.parametrize("case", **named(MODULAR_ROWS))
+def test_fast_decoders_serve_modular_pipelines(case):
+    fast = decoder_for(case.pipe, output="pt")
+    result, final = run(case, case.pipe, fast, output="np")
+    np.testing.assert_allclose(pictures(final.decoded[0]), pictures(list(result)), atol=1e-6)
+    with pytest.raises(SteeringError, match="modular pipeline"):
+        decoder_for(case.pipe, kind="tail")
 
 
 @pytest.mark.parametrize("case", **named(ROWS))

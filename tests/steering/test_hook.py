@@ -13,7 +13,7 @@ from feynkac.steering.errors import SteeringError
 from feynkac.steering.hook import listening
 
 from . import zoo_parts as parts
-from .zoo import ROWS, SETTINGS, media, row, with_setting
+from .zoo import MODULAR_ROWS, ROWS, SETTINGS, media, row, with_setting
 
 
 class Identity:
@@ -48,7 +48,7 @@ def arrays(output: Any) -> np.ndarray:
     return np.stack([np.asarray(frames if not isinstance(frames, list) else np.stack(frames)) for frames in value])
 
 
-@pytest.mark.parametrize("case", ROWS, ids=[case.name for case in ROWS])
+@pytest.mark.parametrize("case", [*ROWS, *MODULAR_ROWS], ids=lambda case: case.name)
 def test_listening_changes_no_bit(case):
     pipe = case.pipe
     plain = arrays(pipe(**case.call(2, 4, output_type="np")))

@@ -25,7 +25,7 @@ from feynkac.steering.schedulers import (
     step_position,
 )
 
-from .zoo import ROWS, SETTINGS, Row, Setting, row, sd_betas, setting, with_setting
+from .zoo import MODULAR_ROWS, ROWS, SETTINGS, Row, Setting, row, sd_betas, setting, with_setting
 
 SUPPORTED = [s for s in SETTINGS if s.supported]
 NATIVE = [s for s in SUPPORTED if s.native_x0]
@@ -246,7 +246,7 @@ def test_moves_follow_each_other_and_levels_fall(case):
     assert max(step.position.stage for step in recorder.steps) < rule_for(case.make()).stages
 
 
-@pytest.mark.parametrize("case", **named(ROWS))
+@pytest.mark.parametrize("case", **named((*ROWS, *MODULAR_ROWS)))
 def test_positions_in_every_pipeline(case):
     recorder = record(case.pipe, case.call(2, 4))
     moves = [step.position.move for step in recorder.first]

@@ -5,12 +5,14 @@ import pytest
 pytest.importorskip("diffusers")
 
 from .zoo_images import IMAGE_ROWS, sd_betas, sd_parts
+from .zoo_modular import MODULAR_ROWS
 from .zoo_row import GUIDANCE, NEGATIVE, PROMPT, Row, generators, media
 from .zoo_schedulers import SETTINGS, Setting, setting
 from .zoo_videos import VIDEO_ROWS
 
 __all__ = [
     "GUIDANCE",
+    "MODULAR_ROWS",
     "NEGATIVE",
     "PROMPT",
     "ROWS",
@@ -31,7 +33,7 @@ ROWS: tuple[Row, ...] = IMAGE_ROWS + VIDEO_ROWS
 
 def row(name: str) -> Row:
     """The row of that name."""
-    return next(row for row in ROWS if row.name == name)
+    return next(row for row in (*ROWS, *MODULAR_ROWS) if row.name == name)
 
 
 def with_setting(setting: Setting) -> tuple[object, Row]:

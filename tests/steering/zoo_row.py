@@ -37,7 +37,6 @@ class Row:
         tiles: ``step`` sees ``tiles * K`` rows.
         stochastic: the pipeline's own step adds noise.
         passes_generator: the pipeline hands its generator to ``step``.
-        supported: steerable: its scheduler has known noise levels.
         native_x0: ``step`` returns ``pred_original_sample``.
         media: what the output holds.
         rows_are_bound: background noise is tied to the slot, not to the particle (4-channel inpainting).
@@ -51,7 +50,6 @@ class Row:
     tiles: int = 1
     stochastic: bool = False
     passes_generator: bool = True
-    supported: bool = True
     native_x0: bool = True
     media: Literal["images", "videos"] = "images"
     rows_are_bound: bool = False
@@ -86,4 +84,8 @@ class Row:
 
 def media(output: Any) -> Any:
     """The images or frames of a pipeline's output, whatever its output class."""
+    if isinstance(output, (list, torch.Tensor)) or hasattr(
+        output, "shape"
+    ):  # modular pipelines return the value itself
+        return output
     return output.images if hasattr(output, "images") else output.frames
