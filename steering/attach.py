@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ..fkc.errors import PopulationCollapsed
 from .controller import Controller, Final, Settings, Transition
 from .controls import Control
+from .decode import decoder_for
+from .decode.tail import tiles_of
 from .errors import SteeringError
 from .hook import listening
 from .run import Run
@@ -77,9 +79,8 @@ def attach(
         particles, populations, ess_threshold, resampler, seed or 0, final, transition, eta, exact
     )
     run = Run()
-    if decode is None:
-        decode = _pipeline_decoder(pipe, chunk_size)
-    controller = Controller(controls, settings, run, decode)
+    tiles = tiles_of(pipe) if controls else 1
+    controller = Controller(controls, settings, run, decode or _pipeline_decoder(pipe, chunk_size), tiles)
     controller.denoisers = [m for m in getattr(pipe, "components", {}).values() if isinstance(m, nn.Module)]
     with listening(scheduler, controller):
         yield run
@@ -89,12 +90,11 @@ def attach(
 
 
 def _pipeline_decoder(pipe: Any, chunk_size: int | None) -> Callable[[Tensor], Any]:
+    """The pipeline's own decoding, made at its first use: steering on latents needs none."""
     made: list[Callable[[Tensor], Any]] = []
 
     def decode(latents: Tensor) -> Any:
         if not made:
-            from .decode import decoder_for
-
             made.append(decoder_for(pipe, chunk_size=chunk_size))
         return made[0](latents)
 

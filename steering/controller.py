@@ -22,7 +22,7 @@ from .kernel import gaussian_step
 from .layout import Layout
 from .predictions import clean_prediction
 from .run import Run, StepRecord
-from .schedulers.levels import Level, SchedulerRule, rule_for
+from .schedulers import Level, SchedulerRule, rule_for, step_position
 
 __all__ = ["Controller", "Settings"]
 
@@ -48,8 +48,11 @@ class Settings:
 class Controller:
     """Listens to one scheduler (and to copies of it) during one attachment."""
 
-    def __init__(self, controls: Sequence[Control], settings: Settings, run: Run, decode: Callable[[Tensor], Any]) -> None:
+    def __init__(
+        self, controls: Sequence[Control], settings: Settings, run: Run, decode: Callable[[Tensor], Any], tiles: int = 1
+    ) -> None:
         self.controls, self.settings, self.run, self.decode = tuple(controls), settings, run, decode
+        self.tiles = tiles
         self.candidates = max([c.candidates for c in controls] + [1])
         self.denoisers: list[nn.Module] = []
         self._primary: Any = None
@@ -61,8 +64,8 @@ class Controller:
     def _reset(self) -> None:
         self.layout: Layout | None = None
         self.levels: tuple[Level, ...] = ()
+        self.first = 0
         self.position = -1
-        self.stage = 0
         self.rows: Tensor | None = None
         self.memory: list[Memory] = []
         self.applied: list[Tensor] = []
@@ -83,11 +86,11 @@ class Controller:
         arguments = {k: v for k, v in bound.arguments.items() if k != "self"}
         if self.layout is None:
             self._start(scheduler, rule, arguments)
-        self.stage = (self.stage + 1) % rule.stages if self.position >= 0 else 0
-        if self.stage != 0:
-            self.rows = None
+        place = step_position(scheduler, arguments["timestep"])
+        if not place.first:  # the second evaluation of a two-stage solver: same move, same particles
+            self.run.calls.denoiser += len(arguments["sample"])
             return self._native(scheduler, base_step, bound, arguments)
-        self.position += 1
+        self.position = place.move - self.first
         context = self._context(scheduler, rule, arguments)
         self.run.calls.denoiser += len(arguments["sample"])
         self.rows = self._weigh_and_choose(context)
@@ -104,11 +107,15 @@ class Controller:
         s = self.settings
         rows = len(arguments["sample"])
         self.layout = Layout.of_batch(
-            rows, populations=s.populations, particles=s.particles, candidates=self.candidates
+            rows, populations=s.populations, particles=s.particles, candidates=self.candidates, tiles=self.tiles
         )
-        levels = rule.levels(scheduler)
-        first = self._first_position(scheduler, rule, arguments["timestep"])
-        self.levels = levels[first:]
+        self.first = step_position(scheduler, arguments["timestep"]).move  # image-to-image begins in the middle
+        self.levels = rule.levels(scheduler)[self.first :]
+        if s.transition == "stochastic" and self.controls and (rule.stages > 1 or not rule.posterior_mean):
+            raise SteeringError(
+                f"{type(scheduler).__name__}: the stochastic step needs one evaluation a move and a clean prediction that is a "
+                'posterior mean; use transition="native" or another scheduler'
+            )
         if rule.clips(scheduler):
             note = f"{type(scheduler).__name__} clips its clean prediction: the law steered is that of the clipped sampler"
             if s.exact:
@@ -125,19 +132,6 @@ class Controller:
         self.run.records.clear()
         self.memory = [c.begin(self.layout.rows) for c in self.controls]
         self.applied = [torch.zeros(self.layout.rows, dtype=torch.float64) for _ in self.controls]
-
-    def _first_position(self, scheduler: Any, rule: SchedulerRule, timestep: Any) -> int:
-        """Which move the first call makes: image-to-image pipelines begin in the middle of the schedule."""
-        index = getattr(scheduler, "step_index", None)
-        if index is None:
-            index = getattr(scheduler, "begin_index", None)
-        if index is None:
-            now = torch.as_tensor(timestep).flatten()[0].cpu()
-            matches = (scheduler.timesteps.cpu() == now.to(scheduler.timesteps.dtype)).nonzero().flatten()
-            if not len(matches):
-                raise SteeringError(f"timestep {now.item()} is not in the scheduler's timesteps")
-            index = int(matches[0])
-        return (int(index) + rule.stages - 1) // rule.stages
 
     def _note(self, text: str, *, biased: bool) -> None:
         if text not in self.run.notes:
@@ -304,7 +298,8 @@ class Controller:
             ancestors, self.run.population = self._final_ancestors(total, child, identity)
             rows = layout.rows_of(ancestors, child)[:: layout.candidates]
             self.run.rewards = total[rows].reshape(layout.populations, layout.particles)
-            output = gather_output(output, layout.tiled(rows) if layout.candidates == 1 else rows, final.ndim)
+            tiled = torch.cat([rows + tile * layout.rows for tile in range(layout.tiles)])
+            output = gather_output(output, tiled, final.ndim, layout.rows * layout.tiles)
             final = final.index_select(0, rows.to(final.device))
         self.run._samples = final.detach().clone()
         return output

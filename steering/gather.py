@@ -10,17 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["gather_arguments", "gather_caches", "gather_history", "gather_output", "row_ancestors"]
+__all__ = ["gather_arguments", "gather_caches", "gather_history", "gather_output"]
 
 Gather = Callable[[Any], Any]
-
-
-def row_ancestors(ancestors: Tensor, tiles: int) -> Tensor:
-    """Flat row indices (tiles * P * K,) from ancestors (P, K): populations are contiguous, tiles repeat the whole."""
-    populations, particles = ancestors.shape
-    flat = (ancestors + particles * torch.arange(populations)[:, None]).reshape(-1)
-    offsets = populations * particles * torch.arange(tiles)
-    return (flat[None] + offsets[:, None]).reshape(-1)
 
 
 def _gather_by(rows: Tensor, n_rows: int, accepts: Callable[[Tensor], bool]) -> Gather:
@@ -57,9 +49,12 @@ def gather_history(scheduler: Any, rows: Tensor, ndim: int) -> None:
             object.__setattr__(scheduler, name, moved)
 
 
-def gather_output(output: Any, rows: Tensor, ndim: int) -> Any:
-    """What ``step`` returned, a tuple or an output object, with its per-row tensors re-indexed."""
-    gather = _gather_by(rows, len(rows), lambda value: value.ndim == ndim)
+def gather_output(output: Any, rows: Tensor, ndim: int, n_rows: int) -> Any:
+    """What ``step`` returned, a tuple or an output object, with its tensors of ``n_rows`` rows re-indexed by ``rows``.
+
+    ``rows`` may be fewer: after the last step the batch may shrink to the chosen candidates.
+    """
+    gather = _gather_by(rows, n_rows, lambda value: value.ndim == ndim)
     if type(output) is tuple:
         return gather(output)
     if isinstance(output, dict):  # diffusers' BaseOutput is an ordered dictionary with attributes
