@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
+
 from feynkac.cli.main import app
 from feynkac.cli.paths import resolve
 from feynkac.cli.run_folder import RunFolder
 from feynkac.molecular.cvs import Torsion
 from feynkac.molecular.io import read_colvar, read_fes, read_trajectory, read_weights
 from feynkac.molecular.systems import load_system
-from typer.testing import CliRunner
 
 pytest.importorskip("openmm")
 pytest.importorskip("mdtraj")

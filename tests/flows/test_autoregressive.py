@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.flows.autoregressive import AutoregressiveSplineFlow
 from feynkac.flows.domains import Domain
 from feynkac.flows.molecule_flow import InternalCoordinateFlow

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from feynkac.flows.molecule_flow import InternalCoordinateFlow
 from feynkac.flows.training import DrawBuffer, Frames, Phase, fit, regression_loss
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.molecular.dynamics import (
     EnsembleSettings,
     Langevin,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+
 from feynkac.fkc import AdaptiveSchedule, FixedSchedule, Tempering, generator_for, normalize, smc
 from feynkac.fkc.kernels import MALA, RandomWalk, UnadjustedLangevin
 from feynkac.fkc.kernels.base import Move
