@@ -11,6 +11,7 @@ import json
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def main() -> None:
     settings = EnsembleSettings(
         ladders=options.ladders, burn_in_ps=options.burn_in_ps, production_ps=options.production_ps
     )
-    bars: dict[str, tqdm[None]] = {}
+    bars: dict[str, Any] = {}
 
     def progress(stage: str, done: int, total: int) -> None:
         bar = bars.setdefault(stage, tqdm(total=total, desc=stage, mininterval=10))
