@@ -23,7 +23,7 @@ the spread of several populations in long runs.
 
 References:
     Chan and Lai (2013), Ann. Statist. 41, 2877, section 2. Lee and Whiteley (2018), Biometrika 105, 609,
-    equation 7. Du and Guyader (2021), Ann. Appl. Probab. 31, 1021 (adaptive resampling times).
+    section 3. Du and Guyader (2021), Ann. Appl. Probab. 31, 1021 (adaptive resampling times).
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def fit_generalized_pareto(excesses: Tensor) -> tuple[float, float]:
     n_grid = 30 + math.isqrt(n)
     index = torch.arange(1, n_grid + 1, dtype=torch.float64, device=y.device)
     quartile = y[int(n / 4 + 0.5) - 1]
-    # Grid of theta = -k / sigma, equation (9) there, and profile log-likelihood, equation (3) there.
+    # Grid of theta = -k / sigma and profile log-likelihood, both as there.
     theta = (1 - (n_grid / (index - 0.5)).sqrt()) / (3 * quartile) + 1 / y[-1]
     shape = torch.log1p(-theta[:, None] * y).mean(dim=1)
     log_likelihood = n * ((-(theta / shape)).log() - shape - 1)

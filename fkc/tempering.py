@@ -9,7 +9,7 @@ bias of order 1/K in the evidence (Beskos et al. 2016); rerun with the schedule 
 :class:`FixedSchedule`, where that matters.
 
 References:
-    Neal (2001), Statistics and Computing 11, 125, equations 3-11. Del Moral, Doucet and Jasra (2006), JRSS B
+    Neal (2001), Statistics and Computing 11, 125. Del Moral, Doucet and Jasra (2006), JRSS B
     68, 411. Zhou, Johansen and Aston (2016), J. Comput. Graph. Statist. 25, 701, section 3.3.
     Beskos, Jasra, Kantas and Thiery (2016), Ann. Appl. Probab. 26, 1111.
 """
@@ -93,7 +93,7 @@ def conditional_ess(log_weights: Tensor, log_increment: Tensor) -> Tensor:
         ``(P,)``; 1 for a row with nothing alive.
 
     References:
-        Zhou, Johansen and Aston (2016), equation 3.16 divided by K.
+        Zhou, Johansen and Aston (2016), section 3.3; here divided by K.
     """
     total = log_sum_exp(log_weights)
     first = log_sum_exp(log_weights + log_increment)

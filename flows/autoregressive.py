@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .conditioners import ConditionerStack
 from .domains import Domain
@@ -22,6 +23,7 @@ from .splines import circular_knots, interval_knots, spline_forward, spline_inve
 __all__ = ["AutoregressiveSplineFlow", "default_order"]
 
 _LOG_SQRT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+_WIDTH_LIMIT = 2.0  # log of the widest conditional, in standard deviations of the data
 _FEATURE_BOUND = 8.0  # standardised coordinates enter the networks clamped here: no wild extrapolation in the tails
 
 
@@ -127,9 +129,10 @@ class AutoregressiveSplineFlow(nn.Module):
         if s.shape[1]:
             raw, linear = (part.to(y.dtype) for part in outputs[-1])
             mean, log_width, spline = torch.split(raw, [1, 1, raw.shape[-2] - 2], dim=-2)
-            standard = (s.T - (mean + linear).squeeze(-2)) * (-log_width.squeeze(-2)).exp()
+            log_width = _limited(log_width.squeeze(-2))
+            standard = (s.T - (mean + linear).squeeze(-2)) * (-log_width).exp()
             z, log_slope = spline_forward(standard, interval_knots(spline, self.tail_bound))
-            log_slope = log_slope - log_width.squeeze(-2)
+            log_slope = log_slope - log_width
             total = total + (log_slope - 0.5 * z * z - _LOG_SQRT_TWO_PI).sum(0)
         return torch.where(inside, total, -math.inf)
 
@@ -159,7 +162,7 @@ class AutoregressiveSplineFlow(nn.Module):
             else:
                 index = network - self.n_circular
                 z = spline_inverse(normal[:, index], interval_knots(raw[2:], self.tail_bound))[0]
-                s[:, index] = raw[0] + linear[0] + z * raw[1].exp()
+                s[:, index] = raw[0] + linear[0] + z * _limited(raw[1]).exp()
                 new = s[:, index : index + 1].clamp(-_FEATURE_BOUND, _FEATURE_BOUND)
             features[self._start[column] : self._start[column] + self._width[column]] = new.T.to(weights)
         return self._unstandardise(u, s)
@@ -191,7 +194,7 @@ class AutoregressiveSplineFlow(nn.Module):
             residual = (s[:, index] - s[:, index].mean() - centred[:, :seen] @ slope).std()
             self.networks.linear[network, 0, :seen] = slope.to(self.networks.linear.dtype)
             self.networks.bias_out[-1][index, 0, 0] = s[:, index].mean() - centre[:seen] @ slope
-            self.networks.bias_out[-1][index, 1, 0] = residual.clamp(min=1e-6).log()
+            self.networks.bias_out[-1][index, 1, 0] = _unlimited(residual.clamp(min=1e-6, max=1.0).log())
 
     def _standardise(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Torsions in turns u (B, circular), the rest standardised s (B, line), log|d(u, s)/dy| (B,), inside (B,)."""
@@ -226,3 +229,17 @@ class AutoregressiveSplineFlow(nn.Module):
 
     def _constant(self, name: str, value: Tensor) -> None:
         self.register_buffer(name, value, persistent=False)
+
+
+def _limited(log_width: Tensor) -> Tensor:
+    """Smooth upper limit of a conditional's width.
+
+    Nothing is wider than the data; without the limit a network that extrapolates sends draws to infinity, where no
+    energy can call them back.
+    """
+    return _WIDTH_LIMIT - functional.softplus(_WIDTH_LIMIT - log_width)
+
+
+def _unlimited(log_width: Tensor) -> Tensor:
+    """Inverse of :func:`_limited`."""
+    return _WIDTH_LIMIT - torch.expm1(_WIDTH_LIMIT - log_width).log()

@@ -103,7 +103,7 @@ class TrainingProgress:
         residual: standard deviation of log q + u over held-out frames, 1 % cut at either end.
         data_ess: 1 / (E[e^r] E[e^-r]) over held-out frames, r that residual: an optimistic view of the ESS fraction.
         ess: effective sample size fraction of fresh draws.
-        n_nonfinite: draws left out so far because their energy was not finite.
+        n_nonfinite: draws so far without a finite energy or density.
         best: whether these parameters are the best of the phase so far.
     """
 
@@ -302,30 +302,30 @@ class _Run:
 
     @torch.no_grad()
     def _refill(self) -> None:
-        """Draw from the current parameters; keep the newest ``capacity`` draws that give a finite residual.
+        """Draw from the current parameters and keep the newest ``capacity`` draws.
 
-        A draw counts as finite in the precision of the training data: a clash of 1e40 kJ/mol is infinite there.
+        A draw without a finite energy counts like a clash: leaving it out would let the flow put mass there unpunished.
         """
         y, u = self._draw(self.draws.draws, self.generator)
         y, u = y.to(self.buffer_y.dtype), u.to(self.buffer_u.dtype)
         log_q = self._residual(self.flow.density.log_prob(y), y, torch.zeros_like(u))
-        kept = (log_q + u).isfinite()
-        y, u, log_q = y[kept], u[kept], log_q[kept]
-        self.n_nonfinite += self.draws.draws - len(u)
-        if len(u) == 0 and len(self.buffer_u) == 0:
-            raise ValueError("no draw of the flow has a finite energy: train by likelihood first")
-        if len(u):
-            u = torch.minimum(u, (log_q + u).median() + self.draws.cap - log_q)
-        self.buffer_y = torch.cat([self.buffer_y, y])[-self.draws.capacity :]
-        self.buffer_u = torch.cat([self.buffer_u, u])[-self.draws.capacity :]
+        residual = log_q + u
+        self.n_nonfinite += int((~residual.isfinite()).sum())
+        if not bool(residual.isfinite().any()):
+            if len(self.buffer_u) == 0:
+                raise ValueError("no draw of the flow has a finite energy: train by likelihood first")
+            return
+        u = torch.minimum(u.nan_to_num(nan=torch.inf), residual[residual.isfinite()].median() + self.draws.cap - log_q)
+        kept = log_q.isfinite()
+        self.buffer_y = torch.cat([self.buffer_y, y[kept]])[-self.draws.capacity :]
+        self.buffer_u = torch.cat([self.buffer_u, u[kept]])[-self.draws.capacity :]
 
     def _draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         assert self.energy is not None
         y = self.flow.density.sample(n, generator=generator)
         x, _ = self.flow.coordinates.inverse(y)
         u = self.energy(x.to(self.flow.dtype)).detach().double() / self.energy.kT
-        finite = u.isfinite()
-        return y[finite], u[finite]
+        return y, torch.where(u.isnan(), torch.inf, u)
 
     @torch.no_grad()
     def evaluate(self, phase: Phase) -> TrainingProgress:
@@ -359,7 +359,8 @@ class _Run:
     def _ess(self) -> float:
         y, u = self._draw(self.ess_draws, torch.Generator().manual_seed(self.seed + 1))
         log_weights = -self._residual(self.flow.log_prob_internal(y), y, u)
-        return effective_sample_size(log_weights).item() / self.ess_draws if len(log_weights) else 0.0
+        log_weights = torch.where(log_weights.isfinite(), log_weights, -torch.inf)
+        return effective_sample_size(log_weights).item() / self.ess_draws
 
     def finish_phase(self) -> None:
         """Go on, or end, with the best averaged parameters of the phase."""

@@ -11,6 +11,7 @@ import json
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,11 @@ def over_ladders(values: Tensor) -> dict[str, float]:
     return {"value": means.mean().item(), "std_error": (means.std() / len(means) ** 0.5).item()}
 
 
+def as_list(values: np.ndarray, keep: np.ndarray) -> list[float | None]:
+    """Numbers of the bins that were visited; None elsewhere."""
+    return [float(v) if k else None for v, k in zip(values, keep, strict=True)]
+
+
 def main() -> None:
     """Run, analyse, write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -50,7 +56,7 @@ def main() -> None:
     settings = EnsembleSettings(
         ladders=options.ladders, burn_in_ps=options.burn_in_ps, production_ps=options.production_ps
     )
-    bars: dict[str, tqdm] = {}
+    bars: dict[str, Any] = {}
 
     def progress(stage: str, done: int, total: int) -> None:
         bar = bars.setdefault(stage, tqdm(total=total, desc=stage, mininterval=10))
@@ -62,8 +68,8 @@ def main() -> None:
     records, ladders = ensemble.energy.shape
     flat = ensemble.positions.flatten(0, 1)
 
-    def torsion(*atoms: int) -> Tensor:
-        function = Torsion(*atoms)
+    def torsion(i: int, j: int, k: int, m: int) -> Tensor:
+        function = Torsion(i, j, k, m)
         parts = [function(part) for part in torch.split(flat, 100_000)]
         return torch.cat(parts).double().reshape(records, ladders)
 
@@ -105,8 +111,8 @@ def main() -> None:
         "probability_cis_amide_2": over_ladders(torsion(8, 14, 16, 18).cos() > 0),
         "phi_profile": {
             "bin_centres_degrees": [float(-175 + 10 * i) for i in range(36)],
-            "free_energy_kT": [float(f - profile[keep].min()) if k else None for f, k in zip(profile, keep, strict=True)],
-            "std_error_kT": [float(e) if k else None for e, k in zip(error, keep, strict=True)],
+            "free_energy_kT": as_list(profile - profile[keep].min(), keep),
+            "std_error_kT": as_list(error, keep),
         },
     }
     options.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -57,7 +57,7 @@ class UnadjustedLangevin:
     evidence.
 
     References:
-        Del Moral, Doucet and Jasra (2006), JRSS B 68, 411, equation 12, with the kernel's own reversal as
+        Del Moral, Doucet and Jasra (2006), JRSS B 68, 411, section 3.3, with the kernel's own reversal as
         backward kernel.
     """
 

@@ -1,7 +1,7 @@
 """Generalized Born solvation of the OBC and GBn families in plain torch (reference implementation).
 
-Burial integral I_i (Hawkins, Cramer, Truhlar 1996, eq. 4), effective radius 1/B = 1/or - tanh(a psi - b psi^2 + c
-psi^3)/radius with psi = I or (Onufriev, Bashford, Case 2004, eq. 6), neck correction (Mongan et al. 2007, eq. 9;
+Burial integral I_i (Hawkins, Cramer, Truhlar 1996), effective radius 1/B = 1/or - tanh(a psi - b psi^2 + c
+psi^3)/radius with psi = I or (Onufriev, Bashford, Case 2004), neck correction (Mongan et al. 2007;
 Nguyen, Roe, Simmerling 2013), energy -k/2 (1/eps_in - exp(-kappa f)/eps_out) q_i q_j / f with f^2 = r^2 + B_i B_j
 exp(-r^2 / (4 B_i B_j)) (Still et al. 1990). Positions come as (N, 3, B); energies are (B,) in kJ/mol.
 """

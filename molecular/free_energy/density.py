@@ -65,7 +65,7 @@ class KernelDensity:
 
     With bandwidth h on a circle of length L the kernel is
     :math:`\exp(\kappa \cos(2\pi d / L)) / (L\, I_0(\kappa))`, :math:`\kappa = (L / 2\pi h)^2`; both kernels
-    integrate to one over the whole axis (Taylor, Comput. Stat. Data Anal. 52, 3493 (2008), eq. 1).  Nothing
+    integrate to one over the whole axis (Taylor, Comput. Stat. Data Anal. 52, 3493 (2008)).  Nothing
     is reflected at the ends of an open axis.
 
     Args:

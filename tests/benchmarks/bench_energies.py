@@ -15,9 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from machine import describe
+
 from feynkac.molecular.energies import BatchedForceField, OpenMMEnergy, native_status
 from feynkac.molecular.systems import load_system
-from machine import describe
 
 MOLECULES = Path(__file__).parents[2] / "data" / "molecules"
 CASES = [

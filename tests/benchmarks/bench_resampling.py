@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+
 from feynkac.fkc import SCHEMES, generator_for, normalize, resample
 
 

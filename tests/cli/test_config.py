@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from feynkac.cli.config import RunConfig
 from feynkac.cli.errors import UserError
 from feynkac.cli.paths import default_run_folder, resolve, shipped

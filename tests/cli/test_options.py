@@ -2,10 +2,11 @@
 
 import pytest
 import typer
+from typer.testing import CliRunner
+
 from feynkac.cli import main
 from feynkac.cli.errors import UserError, explained, user_errors
 from feynkac.fkc.errors import CheckpointError
-from typer.testing import CliRunner
 
 FROZEN = {
     "": {"--verbose", "-v"},

@@ -3,12 +3,13 @@
 from importlib.metadata import EntryPoint
 
 import pytest
+from rich.console import Console
+
 from feynkac.cli import plugins as module
 from feynkac.cli.commands.plugins import plugins
 from feynkac.cli.errors import UserError
 from feynkac.cli.plugins import GROUPS, installed, load_plugin
 from feynkac.molecular.cvs import Distance
-from rich.console import Console
 
 
 @pytest.fixture

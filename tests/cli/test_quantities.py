@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from feynkac.cli.quantities import DIMENSIONS, Interval, Width, parse_interval, parse_quantity, parse_width
 
 

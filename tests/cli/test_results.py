@@ -7,6 +7,7 @@ import re
 import matplotlib
 import pytest
 import torch
+
 from feynkac.cli.report import plots
 from feynkac.cli.report.html import render
 from feynkac.cli.report.style import png

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
+
 from feynkac.cli.main import app
 from feynkac.cli.paths import resolve
 from feynkac.cli.run_folder import RunFolder
 from feynkac.molecular.cvs import Torsion
 from feynkac.molecular.io import read_colvar, read_fes, read_trajectory, read_weights
 from feynkac.molecular.systems import load_system
-from typer.testing import CliRunner
 
 pytest.importorskip("openmm")
 pytest.importorskip("mdtraj")
@@ -233,6 +234,7 @@ def test_existing_folders_are_refused_before_any_work(workplace, monkeypatch):
     assert [p.name for p in (workplace / "out").iterdir()] == ["mine"]
 
 
+@pytest.mark.slow
 def test_default_folders_are_numbered(workplace):
     for number in ("001", "002"):
         assert call("run", "config.yaml", "-s", "sampling.samples=100").exit_code == 0
@@ -289,6 +291,7 @@ def test_resume_and_report_refuse_what_is_no_run(workplace):
     assert "has no config.yaml" in complaint("report", "empty")
 
 
+@pytest.mark.slow
 def test_unfinished_runs_have_no_report_and_changed_inputs_stop_a_resume(workplace):
     pdb = workplace / "mine.pdb"
     pdb.write_text(resolve("data:molecules/alanine_dipeptide.pdb", Path()).read_text())

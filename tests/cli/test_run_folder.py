@@ -5,9 +5,10 @@ import json
 
 import pytest
 import yaml
+from pydantic import BaseModel
+
 from feynkac.cli.errors import UserError
 from feynkac.cli.run_folder import RunFolder
-from pydantic import BaseModel
 
 
 class Config(BaseModel):

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
+
 from feynkac.cli.errors import UserError
 from feynkac.cli.main import app
 from feynkac.cli.paths import resolve, shipped
 from feynkac.cli.train_config import TrainConfig
 from feynkac.cli.validation import load_config
-from typer.testing import CliRunner
 
 pytest.importorskip("openmm")
 

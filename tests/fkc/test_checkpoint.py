@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from feynkac.fkc import CheckpointError
 from feynkac.fkc.checkpoint import exists, load_state, save_state
 

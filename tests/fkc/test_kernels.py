@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from feynkac.fkc import GeometricPath, generator_for, normal
 from feynkac.fkc.kernels import MALA, Move, RandomWalk, UnadjustedLangevin
 from feynkac.fkc.testing import ConformanceError, DoubleWell, Gaussian, check_kernel

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.fkc import WeightError, generator_for, pareto_smooth, truncate
 from feynkac.fkc.pareto import fit_generalized_pareto
 from feynkac.fkc.testing import GaussianPair

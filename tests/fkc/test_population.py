@@ -5,6 +5,7 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 import torch
+
 from feynkac.fkc import (
     NonFiniteWeightWarning,
     Population,

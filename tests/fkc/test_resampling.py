@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.fkc import SCHEMES, PopulationCollapsed, WeightError, copies, generator_for, normalize, resample
 
 INF = math.inf

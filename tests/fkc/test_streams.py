@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from feynkac.fkc import Stream, Streams, generator_for, normal, split_seed, uniform
 
 

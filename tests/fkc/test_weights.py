@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.fkc import (
     WeightError,
     effective_sample_size,

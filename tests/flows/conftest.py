@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from feynkac.flows.internal_coordinates import InternalCoordinates
 from torch import Tensor
+
+from feynkac.flows.internal_coordinates import InternalCoordinates
 
 WATER = ([(0, 1), (0, 2)], "OHH")
 PEROXIDE = ([(0, 1), (0, 2), (1, 3)], "OOHH")

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from feynkac.fkc.testing.conformance import ConformanceError
 from feynkac.flows import FunctionProposal, InternalCoordinateFlow, ProposalFacts, conformance
 from feynkac.flows.conformance import check_proposal

@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from feynkac.flows.autoregressive import AutoregressiveSplineFlow
+
+from feynkac.flows.autoregressive import AutoregressiveSplineFlow, _limited, _unlimited
 from feynkac.flows.domains import Domain
 from feynkac.flows.molecule_flow import InternalCoordinateFlow
 from feynkac.flows.splines import circular_knots, interval_knots, spline_forward, spline_inverse
@@ -103,7 +104,8 @@ def test_base_variables_come_back(molecules, thermal):
     u, s, _, _ = flow._standardise(y)
     (circular, _), (line, linear) = flow.networks(flow._features(u, s))
     assert (spline_forward(u.T, circular_knots(circular))[0].T - uniform).abs().max() < 1e-9
-    z = spline_forward((s.T - line[:, 0] - linear[:, 0]) * (-line[:, 1]).exp(), interval_knots(line[:, 2:], 4.0))[0]
+    width = _limited(line[:, 1]).exp()
+    z = spline_forward((s.T - line[:, 0] - linear[:, 0]) / width, interval_knots(line[:, 2:], 4.0))[0]
     assert (z.T - normal).abs().max() < 1e-8
 
 
@@ -177,3 +179,18 @@ def test_gaussian_start_is_exact_for_gaussian_data(molecules):
     p = y[:, 2] / math.pi
     exact = -entropy - y[:, :2].log().sum(-1).mean() - (math.pi * p * (1 - p)).log().mean()
     assert flow.log_prob_internal(y).mean().item() == pytest.approx(exact.item(), abs=0.02)
+
+
+def test_wild_networks_still_draw_finite_coordinates(molecules, thermal):
+    """A conditional is never wider than e^2 standard deviations: extrapolating networks cannot draw infinities."""
+    coordinates = molecules["alanine"]
+    flow = AutoregressiveSplineFlow(coordinates.domains, hidden=16)
+    flow.initialise(thermal(coordinates, 400, torch.Generator().manual_seed(1)))
+    with torch.no_grad():
+        for bias in flow.networks.bias_out:
+            bias += 40.0
+    y = flow.sample(200, generator=torch.Generator().manual_seed(2))
+    assert bool(y.isfinite().all())
+    widths = torch.linspace(-8, 60, 200, dtype=torch.float64)
+    assert bool((_limited(widths) <= 2.0).all())
+    assert torch.allclose(_limited(_unlimited(widths[widths < 1.5])), widths[widths < 1.5], atol=1e-9)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from feynkac.fkc import CheckpointError
 from feynkac.flows import InternalCoordinateFlow, MoleculeMismatch, load_flow, read_card, save_flow
 

@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+
 from feynkac.fkc import CheckpointError, NonFiniteWeightWarning, PopulationCollapsed
 from feynkac.fkc.testing.ztest import ZTest
 from feynkac.flows import ParetoWarning, ProposalFacts, WithCentroidFactor, importance_sample

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.flows.domains import Domain, lowest_density_cut, torsion_domain
 from feynkac.flows.internal_coordinates import InternalCoordinates, random_rotations
 from feynkac.flows.zmatrix import build_zmatrix

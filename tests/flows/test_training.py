@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from feynkac.flows.molecule_flow import InternalCoordinateFlow
 from feynkac.flows.training import DrawBuffer, Frames, Phase, fit, regression_loss
 
@@ -117,8 +118,8 @@ def test_the_loss_is_half_the_variance_until_a_clash_comes():
     assert gradient[-1].item() == pytest.approx(3.0 / 513)
 
 
-def test_draws_without_a_usable_energy_are_left_out(target):
-    """Infinite energies, energies beyond float32 and NaN neither stop the training nor enter the loss."""
+def test_draws_without_a_usable_energy_count_as_clashes(target):
+    """Infinite energies, energies beyond float32 and NaN neither stop the training nor pull without end."""
 
     class Clashing(KnownTarget):
         def __init__(self):

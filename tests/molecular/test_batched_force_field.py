@@ -6,9 +6,10 @@ import numpy as np
 import openmm as mm
 import pytest
 import torch
+from openmm import app, unit
+
 from feynkac.molecular.energies import BatchedForceField, EnergyInputError, UnsupportedForceError, native_status
 from feynkac.molecular.systems import load_system
-from openmm import app, unit
 
 from .molecules import FORCE_FIELDS, molecule_path
 

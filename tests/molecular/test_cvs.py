@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.molecular.cvs import (
     CollectiveVariable,
     Distance,

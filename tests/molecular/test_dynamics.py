@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.molecular.dynamics import (
     EnsembleSettings,
     Langevin,
@@ -112,6 +113,7 @@ def left_fraction(kind):
     return left / 300
 
 
+@pytest.mark.slow
 def test_replica_exchange_crosses_a_barrier_of_ten_kt():
     truth = probability_left(300.0)
     assert abs(z_of_mean(left_fraction(ReplicaExchange), truth)) < 5

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+
 from feynkac.molecular.free_energy import FewEffectiveSamplesWarning, Region, free_energy_difference
 
 KT = 2.494

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.molecular.free_energy import Axis, free_energy_surface
 
 KT = 2.494

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from feynkac.molecular.free_energy import Axis, free_energy_surface
 from feynkac.molecular.io import (
     FileFormatError,

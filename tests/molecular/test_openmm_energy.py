@@ -3,6 +3,7 @@
 import openmm as mm
 import pytest
 import torch
+
 from feynkac.molecular.energies import (
     BatchedForceField,
     Energy,

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.fkc.weights import effective_sample_size
 from feynkac.molecular.cvs import Distance, Torsion
 from feynkac.molecular.free_energy import Axis, Region, free_energy_difference

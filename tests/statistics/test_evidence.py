@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from feynkac.fkc import (
     SCHEMES,
     FunctionModel,

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.fkc import effective_sample_size, generator_for, log_evidence_std_error, log_mean_exp, pareto_smooth
 from feynkac.fkc.testing import GaussianPair, ZTest, calibration
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.fkc import Autograd, generator_for
 from feynkac.fkc.testing import BarrierWell, DoubleWell, Gaussian, ManyWell, MuellerBrown
 

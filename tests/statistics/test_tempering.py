@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+
 from feynkac.fkc import AdaptiveSchedule, FixedSchedule, Tempering, generator_for, normalize, smc
 from feynkac.fkc.kernels import MALA, RandomWalk, UnadjustedLangevin
 from feynkac.fkc.kernels.base import Move
@@ -225,6 +226,7 @@ def test_adaptive_schedule_is_consistent_and_its_times_rerun_are_unbiased():
     assert ZTest.from_samples((fixed.log_evidence - LOG_RATIO).exp(), 1.0).passed
 
 
+@pytest.mark.slow
 def test_genealogical_errors_of_a_tempered_run_are_calibrated():
     result = run(tempered(MALA(), 0.1, moves=2), particles=600)
     test = calibration((result.log_evidence - LOG_RATIO) / result.log_evidence_std_error)
