@@ -1,8 +1,8 @@
 """The three-line hook: attach controls to a diffusers pipeline, call it as always, read the weights.
 
-    with attach(pipe, FKSteering(reward, scale=2.0), particles=8, seed=0) as run:
-        images = pipe("a cat", num_images_per_prompt=8).images
-    run.log_weights, run.log_evidence, run.ess
+with attach(pipe, FKSteering(reward, scale=2.0), particles=8, seed=0) as run:
+    images = pipe("a cat", num_images_per_prompt=8).images
+run.log_weights, run.log_evidence, run.ess
 """
 
 from collections.abc import Callable, Iterator
@@ -44,15 +44,13 @@ def attach(
     """Steer every call of ``pipe`` made inside the block.
 
     Args:
-        pipe: a diffusers pipeline; its scheduler's class is swapped inside the block and restored after it.
-        controls: what to steer to; their tilts multiply.
-        particles: K. The pipeline must run P prompts x K (x candidates) rows, a prompt's rows side by side.
-        populations: P, checked if given.
-        ess_threshold: resample a prompt's particles when their ESS falls below this fraction of K.
-        resampler: multinomial, stratified, systematic, residual or ssp.
-        seed: of resampling, and of noise where the pipeline passes no generator to its scheduler.
-        chunk_size: samples decoded at a time.
-        final: ``"weighted"``: outputs carry ``run.log_weights``; ``"resampled"``: equally weighted outputs; ``"best"``: the best
+        pipe: a diffusers pipeline; its scheduler's class is swapped inside the block and restored after it. controls:
+        what to steer to; their tilts multiply. particles: K. The pipeline must run P prompts x K (x candidates) rows,
+        a prompt's rows side by side. populations: P, checked if given. ess_threshold: resample a prompt's particles
+        when their ESS falls below this fraction of K. resampler: multinomial, stratified, systematic, residual or
+        ssp. seed: of resampling, and of noise where the pipeline passes no generator to its scheduler. chunk_size:
+        samples decoded at a time. final: ``"weighted"``: outputs carry ``run.log_weights``; ``"resampled"``: equally
+        weighted outputs; ``"best"``: the best
             sample of each prompt, K times (biased).
         transition: ``"native"``: the scheduler's own step, which must add noise; ``"stochastic"``: the Gaussian step of
             :mod:`feynkac.steering.kernel` with ``eta`` in its place, for deterministic and flow-matching schedulers.
@@ -75,9 +73,7 @@ def attach(
         raise ValueError(f"particles: got {particles}, expected at least 1")
     if seed is None and controls:
         raise ValueError("seed: is needed: without it the same call would give other samples each time")
-    settings = Settings(
-        particles, populations, ess_threshold, resampler, seed or 0, final, transition, eta, exact
-    )
+    settings = Settings(particles, populations, ess_threshold, resampler, seed or 0, final, transition, eta, exact)
     run = Run()
     tiles = tiles_of(pipe) if controls else 1
     controller = Controller(controls, settings, run, decode or _pipeline_decoder(pipe, chunk_size), tiles)

@@ -1,7 +1,7 @@
 """The controller: one step of weighting, choosing, resampling and moving, in the scheduler's place.
 
-Order in a step: read x0-hat, weigh, choose among candidates, resample, move. In that order the children drawn by one move are
-judged by the pipeline's own denoiser call of the next, and nothing is evaluated twice.
+Order in a step: read x0-hat, weigh, choose among candidates, resample, move. In that order the children drawn by one
+move are judged by the pipeline's own denoiser call of the next, and nothing is evaluated twice.
 """
 
 import inspect
@@ -113,19 +113,23 @@ class Controller:
         self.levels = rule.levels(scheduler)[self.first :]
         if s.transition == "stochastic" and self.controls and (rule.stages > 1 or not rule.posterior_mean):
             raise SteeringError(
-                f"{type(scheduler).__name__}: the stochastic step needs one evaluation a move and a clean prediction that is a "
-                'posterior mean; use transition="native" or another scheduler'
+                f"{type(scheduler).__name__}: the stochastic step needs one evaluation a move and a clean prediction "
+                'that is a posterior mean; use transition="native" or another scheduler'
             )
         if rule.clips(scheduler):
-            note = f"{type(scheduler).__name__} clips its clean prediction: the law steered is that of the clipped sampler"
+            note = (
+                f"{type(scheduler).__name__} clips its clean prediction: the law steered is that of the clipped sampler"
+            )
             if s.exact:
-                raise SteeringError(note + "; exact=True refuses it: set clip_sample and thresholding to False in its config")
+                raise SteeringError(
+                    note + "; exact=True refuses it: set clip_sample and thresholding to False in its config"
+                )
             self._note(note, biased=False)
         moves_alone = s.transition == "native" and not rule.stochastic(scheduler, arguments)
         if self.controls and s.particles * self.candidates > 1 and moves_alone:
             raise DeterministicStep(
-                f"{type(scheduler).__name__} adds no noise in this setting, so copies of a particle would stay copies. Use "
-                'transition="stochastic" (a step that keeps the marginals), a stochastic scheduler, or eta > 0'
+                f"{type(scheduler).__name__} adds no noise in this setting, so copies of a particle would stay copies. "
+                'Use transition="stochastic" (a step that keeps the marginals), a stochastic scheduler, or eta > 0'
             )
         self.streams = Streams.from_seed(s.seed, self.layout.populations)
         self.run.population = Population.uniform(self.layout.populations, s.particles)
@@ -144,7 +148,11 @@ class Controller:
     def _context(self, scheduler: Any, rule: SchedulerRule, arguments: dict[str, Any]) -> StepContext:
         layout = self._layout()
         sample, output = arguments["sample"], arguments["model_output"]
-        if output.ndim == sample.ndim and output.shape[1:2] != sample.shape[1:2] and output.shape[1] == 2 * sample.shape[1]:
+        if (
+            output.ndim == sample.ndim
+            and output.shape[1:2] != sample.shape[1:2]
+            and output.shape[1] == 2 * sample.shape[1]
+        ):
             output = output.split(sample.shape[1], dim=1)[0]  # the learned-variance half is no prediction
         return StepContext(
             index=self.position,
@@ -194,12 +202,15 @@ class Controller:
         return rows
 
     def _choose(self, potential: Tensor) -> tuple[Tensor, Tensor]:
-        """One of M candidates a particle in proportion to exp(potential) (P, K, M), and the particle's log-weight increment."""
+        """One of M candidates a particle in proportion to exp(potential) (P, K, M), and the particle's log-weight
+        increment."""
         layout = self._layout()
         if layout.candidates == 1:
             return torch.zeros(potential.shape[:2], dtype=torch.int64), potential[:, :, 0]
         if any(getattr(c, "greedy", False) for c in self.controls):
-            self._note("temperature 0 keeps the best candidate: outputs are not weighted draws of a target", biased=True)
+            self._note(
+                "temperature 0 keeps the best candidate: outputs are not weighted draws of a target", biased=True
+            )
             return potential.argmax(dim=2), torch.zeros(potential.shape[:2], dtype=torch.float64)
         increment = potential.logsumexp(dim=2) - torch.log(torch.tensor(float(layout.candidates), dtype=torch.float64))
         shares = torch.nan_to_num((potential - potential.logsumexp(dim=2, keepdim=True)).exp()).cumsum(dim=2)
@@ -247,7 +258,9 @@ class Controller:
         generator = arguments.get("generator")
         aside = {**arguments}
         if "generator" in bound.signature.parameters:
-            aside["generator"] = torch.Generator().manual_seed(0)  # the base only advances its counters; its noise is unused
+            aside["generator"] = torch.Generator().manual_seed(
+                0
+            )  # the base only advances its counters; its noise is unused
         output = self._native(scheduler, base_step, bound, aside)
         level, following = self.levels[self.position], self.levels[self.position + 1]
         sample = arguments["sample"]
@@ -316,7 +329,9 @@ class Controller:
         self._note('final="best" returns the best sample for every particle: not a weighted draw', biased=True)
         chosen = self._layout().grouped(total).gather(2, child[:, :, None])[:, :, 0]
         best = chosen.argmax(dim=1, keepdim=True).expand_as(identity)
-        return best, replace(population, log_weights=torch.zeros_like(population.log_weights), log_base=population.log_evidence)
+        return best, replace(
+            population, log_weights=torch.zeros_like(population.log_weights), log_base=population.log_evidence
+        )
 
     # --- small things ----------------------------------------------------------------------------------------------
 

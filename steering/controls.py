@@ -28,8 +28,8 @@ class Weighed:
 class Control(Protocol):
     """A target for the particles: exp(sum of potentials) on the way, exactly exp(``log_target``) at the end.
 
-    Potentials only choose intermediate values. The last correction, log_target minus all log-potentials applied so far, is made by
-    the controller, so that no control can get its target wrong.
+    Potentials only choose intermediate values. The last correction, log_target minus all log-potentials applied so
+    far, is made by the controller, so that no control can get its target wrong.
     """
 
     @property
@@ -71,7 +71,9 @@ def every(stride: int, *, start: float = 0.0, stop: float = 1.0) -> Callable[[St
         ValueError: stride below one, or fractions out of order.
     """
     if stride < 1 or not 0.0 <= start < stop <= 1.0:
-        raise ValueError(f"every: got stride {stride}, start {start}, stop {stop}; expected stride >= 1, 0 <= start < stop <= 1")
+        raise ValueError(
+            f"every: got stride {stride}, start {start}, stop {stop}; expected stride >= 1, 0 <= start < stop <= 1"
+        )
 
     def predicate(context: StepContext) -> bool:
         return start <= context.fraction < stop and context.index % stride == 0

@@ -1,4 +1,5 @@
-"""FK steering: tilt a sampler to p(x0) exp(scale r(x0)) / Z by potentials of the reward of x0-hat (Singhal et al. 2025).
+"""FK steering: tilt a sampler to p(x0) exp(scale r(x0)) / Z by potentials of the reward of x0-hat (Singhal et al.
+2025).
 
 With r_t the reward at a scored step (t runs downwards), the log-potential there is
 
@@ -33,11 +34,9 @@ class FKSteering:
     """Tilt to p(x0) exp(``scale`` r(x0)) / Z.
 
     Attributes:
-        reward: samples -> one number each; what the samples are is said by ``on``.
-        scale: lambda of the target.
-        potential: see the module's docstring.
-        when: the moves at which x0-hat is scored.
-        value: ``"denoised"``: lambda r(x0-hat); ``"tempered"``: the same over 1 + lambda ``curvature`` w_t, w_t the posterior variance,
+        reward: samples -> one number each; what the samples are is said by ``on``. scale: lambda of the target.
+        potential: see the module's docstring. when: the moves at which x0-hat is scored. value: ``"denoised"``:
+        lambda r(x0-hat); ``"tempered"``: the same over 1 + lambda ``curvature`` w_t, w_t the posterior variance,
             which stops early values from over-sharpening; or a callable of the context giving (rows,) log-values.
         on: ``"images"``: decoded as the pipeline does; ``"latents"``: x0-hat itself.
         curvature: of the reward, for ``"tempered"``.
@@ -56,7 +55,9 @@ class FKSteering:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale >= 0.0):
-            raise ValueError(f"scale: got {self.scale}, expected a finite number >= 0 (negate the reward to steer away)")
+            raise ValueError(
+                f"scale: got {self.scale}, expected a finite number >= 0 (negate the reward to steer away)"
+            )
         if isinstance(self.potential, str) and self.potential not in ("difference", "max", "sum"):
             raise ValueError(f"potential: got {self.potential!r}, expected 'difference', 'max', 'sum' or a callable")
         if self.on not in ("images", "latents", "tokens"):

@@ -1,13 +1,12 @@
 """Everything that must move with a particle, moved by one set of ancestors.
 
-Sample, model output and every other per-row argument of ``step``, the solver's history, returned tensors, and the feature
-caches on the denoiser. Never the generators: the copies of one particle must draw different noise.
+Sample, model output and every other per-row argument of ``step``, the solver's history, returned tensors, and the
+feature caches on the denoiser. Never the generators: the copies of one particle must draw different noise.
 """
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 __all__ = ["gather_arguments", "gather_caches", "gather_history", "gather_output"]

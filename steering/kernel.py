@@ -2,10 +2,10 @@
 
     x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s z,    s^2 = eta^2 sigma'^2 (1 - (alpha sigma' / (alpha' sigma))^2)
 
-with primes for the next level. On a variance-preserving grid it is DDIM(eta) (Song, Meng, Ermon 2021, eq. 12 and 16); on a
-variance-exploding one with eta = 1 the ancestral Euler step; on flow matching, eta = 0 is the Euler ODE and eta = 1
-its ancestral version. diffusers' ``stochastic_sampling=True`` instead draws fresh noise at full strength
-(s = sigma') and does not keep the marginals.
+with primes for the next level. On a variance-preserving grid it is DDIM(eta) (Song, Meng, Ermon 2021, eq. 12 and 16);
+on a variance-exploding one with eta = 1 the ancestral Euler step; on flow matching, eta = 0 is the Euler ODE and eta
+= 1 its ancestral version. diffusers' ``stochastic_sampling=True`` instead draws fresh noise at full strength (s =
+sigma') and does not keep the marginals.
 """
 
 import math

@@ -12,7 +12,8 @@ __all__ = ["Layout"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows (p, k, m), the last running fastest; ``tiles`` repeats of them all (a pipeline that passes [cond, uncond] to the scheduler)."""
+    """Rows (p, k, m), the last running fastest; ``tiles`` repeats of them all (a pipeline that passes [cond, uncond]
+    to the scheduler)."""
 
     populations: int
     particles: int
@@ -36,7 +37,8 @@ class Layout:
                 f"the pipeline runs {rows} rows, expected {wanted}{particles} particles"
                 + (f" x {candidates} candidates" if candidates > 1 else "")
                 + (f" x {tiles} tiles" if tiles > 1 else "")
-                + f"; ask it for {particles * candidates} samples a prompt (num_images_per_prompt, batch_size, or the prompt repeated)"
+                + f"; ask it for {particles * candidates} samples a prompt (num_images_per_prompt, batch_size, or the "
+                "prompt repeated)"
             )
         return cls(found, particles, candidates, tiles)
 
@@ -50,7 +52,8 @@ class Layout:
         return values.reshape(self.populations, self.particles, self.candidates, *values.shape[1:])
 
     def rows_of(self, ancestors: Tensor, child: Tensor) -> Tensor:
-        """Row indices after particles were replaced by ``ancestors`` (P, K) and each took its ``child`` (P, K) for all M slots."""
+        """Row indices after particles were replaced by ``ancestors`` (P, K) and each took its ``child`` (P, K) for
+        all M slots."""
         k, m = self.particles, self.candidates
         chosen = child.gather(1, ancestors)
         population = torch.arange(self.populations)[:, None]

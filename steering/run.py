@@ -22,7 +22,8 @@ class Calls:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One move: ESS (P,), log-evidence so far (P,), ancestors (P, K) or None, reward-scale potentials (P, K) or None."""
+    """One move: ESS (P,), log-evidence so far (P,), ancestors (P, K) or None, reward-scale potentials (P, K) or
+    None."""
 
     index: int
     ess: Tensor
@@ -36,11 +37,9 @@ class Run:
     """Filled while the pipeline runs inside :func:`feynkac.steering.attach`; complete when it has returned.
 
     Attributes:
-        population: weights and family tree now.
-        records: one a move.
-        calls: see :class:`Calls`.
-        rewards: (P, K) log of the tilt at the final samples, or None before the end.
-        exact: False when something (an arg-max choice, ``final="best"``) makes the outputs biased draws; then ``notes`` says what.
+        population: weights and family tree now. records: one a move. calls: see :class:`Calls`. rewards: (P, K) log
+        of the tilt at the final samples, or None before the end. exact: False when something (an arg-max choice,
+        ``final="best"``) makes the outputs biased draws; then ``notes`` says what.
     """
 
     population: Population | None = None

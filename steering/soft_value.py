@@ -1,8 +1,9 @@
-"""Soft-value guidance: every particle draws M children a step and keeps one in proportion to exp(value/temperature) (SVDD, Li et al. 2024).
+"""Soft-value guidance: every particle draws M children a step and keeps one in proportion to exp(value/temperature)
+(SVDD, Li et al. 2024).
 
-With weights kept it is nested SMC: the particle gains log mean_m exp(b_m) - a, where b_m = value(child m)/temperature and a is the value carried
-by the parent, and the estimate of Z is unbiased for every K and M. Temperature 0 takes the best child; that has no
-weights and is reported as biased.
+With weights kept it is nested SMC: the particle gains log mean_m exp(b_m) - a, where b_m = value(child m)/temperature
+and a is the value carried by the parent, and the estimate of Z is unbiased for every K and M. Temperature 0 takes the
+best child; that has no weights and is reported as biased.
 """
 
 import math
@@ -26,13 +27,11 @@ class SoftValueGuidance:
     """Tilt to p(x0) exp(r(x0)/``temperature``) / Z by choosing among ``candidates`` children.
 
     Attributes:
-        value: the reward r, judged at x0-hat on the way (posterior-mean value) and at x0 in the end.
-        temperature: alpha; 0 takes the arg-max child.
-        candidates: M.
-        when: moves at which children are chosen; between them the M children go their own ways (blockwise selection).
-        on: as for :class:`~feynkac.steering.FKSteering`.
-        intermediate: a callable of the context giving (rows,) values instead of r(x0-hat), such as a regressed value network.
-        chunk_size: samples handed to the value at a time.
+        value: the reward r, judged at x0-hat on the way (posterior-mean value) and at x0 in the end. temperature:
+        alpha; 0 takes the arg-max child. candidates: M. when: moves at which children are chosen; between them the M
+        children go their own ways (blockwise selection). on: as for :class:`~feynkac.steering.FKSteering`.
+        intermediate: a callable of the context giving (rows,) values instead of r(x0-hat), such as a regressed value
+        network. chunk_size: samples handed to the value at a time.
     """
 
     value: Reward

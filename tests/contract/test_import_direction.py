@@ -22,10 +22,11 @@ SIDEWAYS = {("molecular", "flows.proposal")}
 ONLY_IN = {
     "openmm": {"molecular", "cli"},
     "mdtraj": {"molecular"},
-    "rdkit": {"molecular"},
+    "rdkit": {"molecular", "steering"},  # rewards of molecules
     "ase": {"molecular"},
     "pymbar": {"molecular"},
     "diffusers": {"steering"},
+    "transformers": {"steering"},
     "zuko": {"flows"},
     "typer": {"cli"},
     "rich": {"cli"},

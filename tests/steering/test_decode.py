@@ -7,10 +7,11 @@ import diffusers as d
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from feynkac.steering.decode import TailDecoder, decoder_for, has_family, running_call, tiles_of
 from feynkac.steering.errors import SteeringError
 from feynkac.steering.hook import listening
-from PIL import Image
 
 from . import zoo_parts as parts
 from .zoo import MODULAR_ROWS, ROWS, SETTINGS, generators, media, row, with_setting

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.steering.testing import EnumeratedMaskedModel
 
 diffusers = pytest.importorskip("diffusers")

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.fkc.testing import ZTest
 from feynkac.steering import FKSteering, SoftValueGuidance
 from feynkac.steering.errors import SteeringError

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.fkc.testing import ZTest
 from feynkac.steering import FKSteering, SoftValueGuidance, attach
 from feynkac.steering.testing import EnumeratedMaskedModel, total_variation, twos_and_ends

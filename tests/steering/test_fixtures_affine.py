@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.fkc.testing import ZTest
 from feynkac.steering.schedulers import rule_for
 from feynkac.steering.testing import QuadraticReward, affine_law, flow_levels, kernel_law

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from feynkac.fkc.testing import ZTest
 from feynkac.steering.predictions import clean_prediction
 from feynkac.steering.schedulers import Level, rule_for

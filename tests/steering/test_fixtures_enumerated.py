@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.steering.testing import (
     EnumeratedMaskedModel,
     best_of_n_law,

@@ -15,6 +15,7 @@ import math
 
 import pytest
 import torch
+
 from feynkac.fkc import Population
 from feynkac.fkc.testing import ZTest
 from feynkac.fkc.weights import log_mean_exp

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from feynkac.steering.schedulers import rule_for
 from feynkac.steering.testing import kernel_law, kernel_quadrature, mixture_posterior_mean
 

@@ -9,6 +9,7 @@ import diffusers as d
 import numpy as np
 import pytest
 import torch
+
 from feynkac.steering.errors import SteeringError
 from feynkac.steering.hook import listening
 

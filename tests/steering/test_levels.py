@@ -10,6 +10,7 @@ from typing import Any
 import diffusers as d
 import pytest
 import torch
+
 from feynkac.steering.errors import SteeringError, UnsupportedScheduler
 from feynkac.steering.hook import listening
 from feynkac.steering.kernel import gaussian_step

@@ -1,4 +1,5 @@
-"""Steering through the real DDIMPipeline against closed form: one law for every potential, an unbiased evidence, bit-exact identities.
+"""Steering through the real DDIMPipeline against closed form: one law for every potential, an unbiased evidence,
+bit-exact identities.
 
 The truth is the law of the sampler at its 20 steps, N(0.499966065, 0.438248996), tilted exactly.
 """
@@ -193,7 +194,8 @@ def test_controls_compose(pipe, chain):
 
 
 class ForgetsCarriedWeights(FKSteering):
-    """Potentials of steps that are not resampled are lost: a skipped step reports no potential but updates its value."""
+    """Potentials of steps that are not resampled are lost: a skipped step reports no potential but updates its
+    value."""
 
     def weigh(self, context, memory):
         weighed = super().weigh(context, memory)
