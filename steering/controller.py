@@ -179,7 +179,10 @@ class Controller:
                 self.memory[i] = weighed.memory
                 self.applied[i] = self.applied[i] + weighed.log_potential
                 potential = potential + weighed.log_potential
-        return self._select(potential) if scored else self._record(None, None)
+        if not scored:
+            self._record(None, None)
+            return None
+        return self._select(potential)
 
     def _select(self, potential: Tensor) -> Tensor | None:
         """Choose one candidate a particle, reweight, resample; the rows that go on."""

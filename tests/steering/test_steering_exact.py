@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("diffusers")
 from diffusers import DDIMPipeline, DDIMScheduler
 
-from feynkac.fkc import PopulationCollapsed
+from feynkac.fkc import NonFiniteWeightWarning, PopulationCollapsed
 from feynkac.fkc.testing import ZTest
 from feynkac.steering import (
     BatchLayoutError,
@@ -329,7 +329,7 @@ def test_an_impossible_prompt_does_not_touch_the_other(pipe):
         return run
 
     healthy = run_rows(False)
-    with pytest.warns(UserWarning, match="not finite"), pytest.raises(PopulationCollapsed) as caught:
+    with pytest.warns(NonFiniteWeightWarning, match="not finite"), pytest.raises(PopulationCollapsed) as caught:
         run_rows(True)
     assert torch.equal(caught.value.result.samples()[:8], healthy.samples()[:8])
     assert torch.equal(caught.value.result.log_weights[0], healthy.log_weights[0])
