@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet "torch==2.13.0"
 	$(PIP) install --quiet --constraint constraints.txt "setuptools>=77" wheel
-	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable ".[molecular,dev]" \
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable ".[molecular,diffusion,dev]" \
 		--config-settings editable_mode=strict
 	@touch $@
 

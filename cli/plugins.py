@@ -16,6 +16,7 @@ GROUPS = {
     "feynkac.proposals": "factory(system, **options) -> flows.Proposal",
     "feynkac.energies": "factory(system, temperature=..., **options) -> molecular.energies.Energy",
     "feynkac.cvs": "factory(name=..., **options) -> molecular.cvs.CollectiveVariable",
+    "feynkac.rewards": "factory(**options) -> steering.rewards.Reward",
 }
 """Entry-point groups and what an entry must be; ``system`` is a ``molecular.systems.MolecularSystem``."""
 

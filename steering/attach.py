@@ -53,7 +53,8 @@ def attach(
         weighted outputs; ``"best"``: the best
             sample of each prompt, K times (biased).
         transition: ``"native"``: the scheduler's own step, which must add noise; ``"stochastic"``: the Gaussian step of
-            :mod:`feynkac.steering.kernel` with ``kernel_eta`` in its place, for deterministic and flow-matching schedulers.
+            :mod:`feynkac.steering.kernel` with ``kernel_eta`` in its place, for deterministic and flow-matching
+            schedulers.
         kernel_eta: noise of the stochastic step, 0 to 1.
         exact: refuse anything that changes the law, such as a clipped clean prediction.
         decode: clean latents -> what rewards on images see; the pipeline's own decoding if None.
@@ -73,7 +74,9 @@ def attach(
         raise ValueError(f"particles: got {particles}, expected at least 1")
     if seed is None and controls:
         raise ValueError("seed: is needed: without it the same call would give other samples each time")
-    settings = Settings(particles, populations, ess_threshold, resampler, seed or 0, final, transition, kernel_eta, exact)
+    settings = Settings(
+        particles, populations, ess_threshold, resampler, seed or 0, final, transition, kernel_eta, exact
+    )
     run = Run()
     tiles = tiles_of(pipe) if controls else 1
     controller = Controller(controls, settings, run, decode or _pipeline_decoder(pipe, chunk_size), tiles)
