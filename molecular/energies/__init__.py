@@ -1,13 +1,14 @@
 """Energies of molecules: the protocol, OpenMM's own, and a batched evaluation of an OpenMM System's force field."""
 
 from .batched import BatchedForceField
-from .errors import EnergyInputError, UnsupportedForceError
+from .errors import ConstraintsWarning, EnergyInputError, UnsupportedForceError
 from .native import NativeStatus, native_status
 from .openmm_energy import OpenMMEnergy, PlatformSpeed, measure_platforms
 from .protocol import Energy, EnergyForces
 
 __all__ = [
     "BatchedForceField",
+    "ConstraintsWarning",
     "Energy",
     "EnergyForces",
     "EnergyInputError",

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..units import kT as thermal_energy
 from .bonded import Angles, Bonds, Cmaps, Torsions
-from .errors import EnergyInputError
+from .errors import EnergyInputError, report_constraints
 from .generalized_born import GeneralizedBorn
 from .native import NativeKernel, native_status
 from .nonbonded import Nonbonded
@@ -91,7 +91,7 @@ class BatchedForceField:
         """Read an ``openmm.System``: every force it holds is evaluated, or the conversion raises.
 
         Args:
-            system: the System; its constraints are counted in ``n_constraints`` and not applied.
+            system: the System; its constraints are counted in ``n_constraints``, warned of, and not applied.
             topology: the ``openmm.app.Topology`` it belongs to (optional); its atom count must agree.
             temperature: in K, for ``kT``.
             dtype: arithmetic of the evaluation; energies are always returned as float64.
@@ -107,6 +107,7 @@ class BatchedForceField:
                 f"topology: has {topology.getNumAtoms()} atoms, but the System has {system.getNumParticles()} particles"
             )
         tables = read_system(system)
+        report_constraints(tables.n_constraints)
         return cls(tables, topology=topology, temperature=temperature, dtype=dtype, device=device, backend=backend)
 
     @property

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..systems import load_system, require_openmm
 from ..units import kT as thermal_energy
-from .errors import EnergyInputError
+from .errors import EnergyInputError, report_constraints
 from .protocol import EnergyForces, check_positions, count_non_finite
 
 __all__ = ["OpenMMEnergy", "PlatformSpeed", "measure_platforms"]
@@ -159,6 +159,7 @@ class OpenMMEnergy:
             raise EnergyInputError(f"platform: got {platform!r}, expected 'auto' or one of {', '.join(known)}")
         if workers < 0 or threads < 1:
             raise EnergyInputError(f"workers, threads: got {workers}, {threads}, expected >= 0 and >= 1")
+        report_constraints(system.getNumConstraints())
         self.topology = topology
         self.temperature = temperature
         self.n_calls = 0

@@ -6,6 +6,7 @@ import torch
 
 from feynkac.molecular.energies import (
     BatchedForceField,
+    ConstraintsWarning,
     Energy,
     EnergyInputError,
     OpenMMEnergy,
@@ -78,9 +79,10 @@ def test_the_platform_is_chosen_by_measurement(built):
 
 
 def test_from_files_and_empty_batches():
-    energy = OpenMMEnergy.from_files(
-        molecule_path("alanine_dipeptide"), FORCE_FIELDS[0], platform="Reference", constraints="HBonds"
-    )
+    with pytest.warns(ConstraintsWarning, match="12 constraints"):
+        energy = OpenMMEnergy.from_files(
+            molecule_path("alanine_dipeptide"), FORCE_FIELDS[0], platform="Reference", constraints="HBonds"
+        )
     assert energy.n_constraints == 12
     assert energy(torch.zeros(0, 22, 3)).shape == (0,)
 
