@@ -28,8 +28,8 @@ def report_constraints(count: int) -> None:
     """
     if count:
         warnings.warn(
-            f"the System has {count} constraints; an energy of positions does not apply them, and OpenMM drops the bond "
-            "terms that they replace: build the System without constraints to weigh free positions",
+            f"the System has {count} constraints; an energy of positions does not apply them, and OpenMM drops the "
+            "bond terms that they replace: build the System without constraints to weigh free positions",
             ConstraintsWarning,
             stacklevel=3,
         )
