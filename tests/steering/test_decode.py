@@ -16,6 +16,8 @@ from feynkac.steering.hook import listening
 from . import zoo_parts as parts
 from .zoo import MODULAR_ROWS, ROWS, SETTINGS, generators, media, row, with_setting
 
+pytestmark = pytest.mark.slow  # dozens of whole pipelines
+
 FAST = [case for case in ROWS if case.name != "sd_inpaint4"]
 BITS = 0.5 / 255
 

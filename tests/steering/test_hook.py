@@ -16,6 +16,8 @@ from feynkac.steering.hook import listening
 from . import zoo_parts as parts
 from .zoo import MODULAR_ROWS, ROWS, SETTINGS, media, row, with_setting
 
+pytestmark = pytest.mark.slow  # dozens of whole pipelines
+
 
 class Identity:
     """Does nothing but count."""

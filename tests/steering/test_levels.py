@@ -28,6 +28,8 @@ from feynkac.steering.schedulers import (
 
 from .zoo import MODULAR_ROWS, ROWS, SETTINGS, Row, Setting, row, sd_betas, setting, with_setting
 
+pytestmark = pytest.mark.slow  # every scheduler through its pipeline
+
 SUPPORTED = [s for s in SETTINGS if s.supported]
 NATIVE = [s for s in SUPPORTED if s.native_x0]
 CONVERTING = ("dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "dpm_single", "dpm_single_sde", "unipc", "sa_solver", "edm_dpm")
