@@ -263,10 +263,6 @@ def test_same_seed_same_bits(pipe):
     assert not torch.equal(one.samples(), other.samples())
 
 
-class TwoPrompts(DDIMPipeline):
-    """Each population's noise from its own generators, as a pipeline with a list of generators has it."""
-
-
 def generators(populations, particles, first=0):
     seeds = range(first * particles, (first + populations) * particles)
     return [torch.Generator().manual_seed(100 + s) for s in seeds]
