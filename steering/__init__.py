@@ -1,23 +1,34 @@
 """Steer diffusers pipelines with correct weights: a hook of three lines."""
 
 from .attach import attach, steer
-from .context import StepContext
-from .controls import Control, Weighed, every
+from .context import FinalContext, StepContext
+from .controls import Control, Target, Weighed, every, near
 from .errors import BatchLayoutError, DeterministicStep, SteeringError, UnsupportedScheduler
 from .fk import FKSteering
+from .gradient import Gradient
 from .run import Calls, Run, StepRecord
+from .scales import Scheduled, TargetESS, TargetKL
 from .schedulers import Level, SchedulerRule, register_scheduler, registered_schedulers
 from .soft_value import SoftValueGuidance
+from .values import Draws
 
 __all__ = [
     "attach",
     "steer",
     "FKSteering",
     "SoftValueGuidance",
+    "Draws",
+    "Gradient",
+    "Scheduled",
+    "TargetESS",
+    "TargetKL",
     "Control",
     "Weighed",
+    "Target",
     "StepContext",
+    "FinalContext",
     "every",
+    "near",
     "Run",
     "StepRecord",
     "Calls",

@@ -5,19 +5,23 @@ with attach(pipe, FKSteering(reward, scale=2.0), particles=8, seed=0) as run:
 run.log_weights, run.log_evidence, run.ess
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..fkc.errors import PopulationCollapsed
-from .controller import Controller, Final, Settings, Transition
+from .controller import Controller, Settings
 from .controls import Control
-from .decode import decoder_for
+from .decode.around_run import RunDecoding
 from .decode.tail import tiles_of
+from .denoiser import DenoiserTap
 from .errors import SteeringError
 from .hook import listening
+from .moves import Transition
+from .particles import Final
 from .run import Run
 
 __all__ = ["attach", "steer"]
@@ -40,24 +44,28 @@ def attach(
     kernel_eta: float = 1.0,
     exact: bool = False,
     decode: Callable[[Tensor], Any] | None = None,
+    preview: Callable[[Tensor], Any] | None = None,
 ) -> Iterator[Run]:
     """Steer every call of ``pipe`` made inside the block.
 
     Args:
-        pipe: a diffusers pipeline; its scheduler's class is swapped inside the block and restored after it. controls:
-        what to steer to; their tilts multiply. particles: K. The pipeline must run P prompts x K (x candidates) rows,
-        a prompt's rows side by side. populations: P, checked if given. ess_threshold: resample a prompt's particles
-        when their ESS falls below this fraction of K. resampler: multinomial, stratified, systematic, residual or
-        ssp. seed: of resampling, and of noise where the pipeline passes no generator to its scheduler. chunk_size:
-        samples decoded at a time. final: ``"weighted"``: outputs carry ``run.log_weights``; ``"resampled"``: equally
-        weighted outputs; ``"best"``: the best
-            sample of each prompt, K times (biased).
+        pipe: a diffusers pipeline; its scheduler's class is swapped inside the block and restored after it.
+        controls: what to steer to; their tilts multiply.
+        particles: K. The pipeline must run P prompts x K (x candidates) rows, a prompt's rows side by side.
+        populations: P, checked if given.
+        ess_threshold: resample a prompt's particles when their ESS falls below this fraction of K.
+        resampler: multinomial, stratified, systematic, residual or ssp.
+        seed: of resampling, and of noise where the pipeline passes no generator to its scheduler.
+        chunk_size: samples that the denoiser, the decoder and rewards see at a time, to bound memory.
+        final: ``"weighted"``: outputs carry ``run.log_weights``; ``"resampled"``: equally weighted outputs;
+            ``"best"``: the best sample of each prompt, K times (biased).
         transition: ``"native"``: the scheduler's own step, which must add noise; ``"stochastic"``: the Gaussian step of
             :mod:`feynkac.steering.kernel` with ``kernel_eta`` in its place, for deterministic and flow-matching
             schedulers.
         kernel_eta: noise of the stochastic step, 0 to 1.
         exact: refuse anything that changes the law, such as a clipped clean prediction.
         decode: clean latents -> what rewards on images see; the pipeline's own decoding if None.
+        preview: the same for x0-hat on the way alone, such as a small autoencoder; ``decode`` if None.
 
     Yields:
         The :class:`Run`, filled when the pipeline has returned.
@@ -70,34 +78,44 @@ def attach(
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None:
         raise SteeringError(f"{type(pipe).__name__} has no scheduler to attach to")
-    if particles < 1:
-        raise ValueError(f"particles: got {particles}, expected at least 1")
+    _check_numbers(particles, populations, ess_threshold, chunk_size, final, transition, kernel_eta)
     if seed is None and controls:
         raise ValueError("seed: is needed: without it the same call would give other samples each time")
     settings = Settings(
-        particles, populations, ess_threshold, resampler, seed or 0, final, transition, kernel_eta, exact
+        particles, populations, ess_threshold, resampler, seed or 0, final, transition, kernel_eta, exact, chunk_size
     )
     run = Run()
-    tiles = tiles_of(pipe) if controls else 1
-    controller = Controller(controls, settings, run, decode or _pipeline_decoder(pipe, chunk_size), tiles)
-    controller.denoisers = [m for m in getattr(pipe, "components", {}).values() if isinstance(m, nn.Module)]
-    with listening(scheduler, controller):
+    recorded = any(getattr(getattr(c, "gradient", None), "through", None) == "denoiser" for c in controls)
+    tap = DenoiserTap(pipe, chunk_size=chunk_size, record=recorded)
+    decoding = RunDecoding(pipe, decode, preview, chunk_size)
+    controller = Controller(controls, settings, run, decoding, tap, tiles_of(pipe) if controls else 1)
+    with listening(scheduler, controller), tap.attached():
         yield run
     if run.population is not None and bool(run.population.collapsed.any()):
         dead = run.population.collapsed.nonzero().flatten().tolist()
         raise PopulationCollapsed(dead, len(run.records), particles, run)
 
 
-def _pipeline_decoder(pipe: Any, chunk_size: int | None) -> Callable[[Tensor], Any]:
-    """The pipeline's own decoding, made at its first use: steering on latents needs none."""
-    made: list[Callable[[Tensor], Any]] = []
-
-    def decode(latents: Tensor) -> Any:
-        if not made:
-            made.append(decoder_for(pipe, chunk_size=chunk_size))
-        return made[0](latents)
-
-    return decode
+def _check_numbers(
+    particles: int,
+    populations: int | None,
+    ess_threshold: float,
+    chunk_size: int | None,
+    final: str,
+    transition: str,
+    kernel_eta: float,
+) -> None:
+    for name, value in (("particles", particles), ("populations", populations), ("chunk_size", chunk_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: got {value}, expected at least 1")
+    if not ess_threshold >= 0.0:
+        raise ValueError(f"ess_threshold: got {ess_threshold}, expected a fraction of the particles, at least 0")
+    if final not in ("weighted", "resampled", "best"):
+        raise ValueError(f"final: got {final!r}, expected 'weighted', 'resampled' or 'best'")
+    if transition not in ("native", "stochastic"):
+        raise ValueError(f"transition: got {transition!r}, expected 'native' or 'stochastic'")
+    if not 0.0 <= kernel_eta <= 1.0:
+        raise ValueError(f"kernel_eta: got {kernel_eta}, expected a number between 0 and 1")
 
 
 def steer(pipe: Any, *controls: Control, particles: int, seed: int, **call: Any) -> tuple[Any, Run]:
@@ -113,8 +131,6 @@ def steer(pipe: Any, *controls: Control, particles: int, seed: int, **call: Any)
     Raises:
         SteeringError: as for :func:`attach`, or no known argument asks this pipeline for several samples.
     """
-    import inspect
-
     options = {name: call.pop(name) for name in list(call) if name in inspect.signature(attach).parameters}
     accepted = inspect.signature(type(pipe).__call__).parameters
     count = particles * max([c.candidates for c in controls] + [1])

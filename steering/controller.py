@@ -6,28 +6,24 @@ move are judged by the pipeline's own denoiser call of the next, and nothing is 
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..fkc import Population, Streams
-from ..fkc.streams import uniform
+from ..fkc import Streams
 from .context import StepContext
-from .controls import Control, Memory
+from .controls import Control
+from .denoiser import DenoiserTap
 from .errors import DeterministicStep, SteeringError
 from .gather import gather_arguments, gather_caches, gather_history, gather_output
-from .kernel import gaussian_step
 from .layout import Layout
-from .predictions import clean_prediction
-from .run import Run, StepRecord
+from .moves import GaussianMove, Step, Transition, native_move, previous_sample, row_generators
+from .particles import Final, Particles
+from .run import Run
 from .schedulers import Level, SchedulerRule, rule_for, step_position
 
-__all__ = ["Controller", "Settings"]
-
-Final = Literal["weighted", "resampled", "best"]
-Transition = Literal["native", "stochastic"]
+__all__ = ["Controller", "Settings", "Trajectory"]
 
 
 @dataclass(frozen=True)
@@ -43,330 +39,271 @@ class Settings:
     transition: Transition
     eta: float
     exact: bool
+    chunk_size: int | None = None
+
+
+class Decoding(Protocol):
+    """What turns clean states into what rewards on images see."""
+
+    def begin(self) -> None:
+        """A run begins (inside the pipeline's call)."""
+        ...
+
+    def on_the_way(self, clean: Tensor) -> Any:
+        """Images of x0-hat."""
+        ...
+
+    def at_the_end(self, final: Tensor) -> Any:
+        """Images of the final states."""
+        ...
+
+    @property
+    def differentiable(self) -> Callable[[Tensor], Tensor] | None:
+        """x0-hat -> images as a tensor with a graph, or None."""
+        ...
+
+
+@dataclass(eq=False)
+class Trajectory:
+    """What is known of the run under way.
+
+    Attributes:
+        layout: of the batch.
+        rule: of the scheduler.
+        levels: of each move from the first, and the level after the last.
+        first: the scheduler's number of the first move: image-to-image begins in the middle.
+        particles: weights and memories.
+        streams: random streams of the populations.
+        move: the Gaussian move, or None where the scheduler moves.
+        position: of the current move.
+        rows: of the batch that went on in the current move; None if all stayed.
+    """
+
+    layout: Layout
+    rule: SchedulerRule
+    levels: tuple[Level, ...]
+    first: int
+    particles: Particles
+    streams: Streams
+    move: GaussianMove | None
+    position: int = -1
+    rows: Tensor | None = None
+
+    @property
+    def n_moves(self) -> int:
+        """How many moves there are."""
+        return len(self.levels) - 1
+
+    @property
+    def around(self) -> tuple[Level, Level]:
+        """Levels before and after the current move."""
+        return self.levels[self.position], self.levels[self.position + 1]
 
 
 class Controller:
     """Listens to one scheduler (and to copies of it) during one attachment."""
 
     def __init__(
-        self, controls: Sequence[Control], settings: Settings, run: Run, decode: Callable[[Tensor], Any], tiles: int = 1
+        self,
+        controls: Sequence[Control],
+        settings: Settings,
+        run: Run,
+        decoding: Decoding,
+        tap: DenoiserTap,
+        tiles: int = 1,
     ) -> None:
-        self.controls, self.settings, self.run, self.decode = tuple(controls), settings, run, decode
-        self.tiles = tiles
+        self.controls, self.settings, self.run = tuple(controls), settings, run
+        self.decoding, self.tap, self.tiles = decoding, tap, tiles
         self.candidates = max([c.candidates for c in controls] + [1])
-        self.denoisers: list[nn.Module] = []
+        self.trajectory: Trajectory | None = None
         self._primary: Any = None
-        self._reset()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Controller":
         return self
-
-    def _reset(self) -> None:
-        self.layout: Layout | None = None
-        self.levels: tuple[Level, ...] = ()
-        self.first = 0
-        self.position = -1
-        self.rows: Tensor | None = None
-        self.memory: list[Memory] = []
-        self.applied: list[Tensor] = []
-        self.streams: Streams | None = None
 
     def on_run(self, scheduler: Any) -> None:
         """A run begins: forget the one before."""
         if self._primary is None or scheduler is self._primary:
             self._primary = scheduler
-            self._reset()
+            self.trajectory = None
+            s = self.settings
+            rows = None if s.populations is None else s.populations * s.particles * self.candidates * self.tiles
+            self.tap.begin_run(rows)
+            if any(getattr(control, "on", None) == "images" for control in self.controls):
+                self.decoding.begin()
 
     def on_step(self, scheduler: Any, base_step: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
         """Weigh, choose, resample, then let the base (or the stochastic kernel) move."""
+        step = Step.of(scheduler, base_step, bound)
         if scheduler is not self._primary and self._primary is not None:
-            return self._follow(scheduler, base_step, bound)
+            return self._follow(step)
         self._primary = scheduler
-        rule = rule_for(scheduler)
-        arguments = {k: v for k, v in bound.arguments.items() if k != "self"}
-        if self.layout is None:
-            self._start(scheduler, rule, arguments)
-        place = step_position(scheduler, arguments["timestep"])
+        if self.trajectory is None:
+            self.trajectory = self._started(step)
+        trajectory = self.trajectory
+        place = step_position(scheduler, step.arguments["timestep"])
+        self.run.calls.denoiser += trajectory.particles.live.rows
         if not place.first:  # the second evaluation of a two-stage solver: same move, same particles
-            self.run.calls.denoiser += len(arguments["sample"])
-            return self._native(scheduler, base_step, bound, arguments)
-        self.position = place.move - self.first
-        context = self._context(scheduler, rule, arguments)
-        self.run.calls.denoiser += len(arguments["sample"])
-        self.rows = self._weigh_and_choose(context)
-        if self.rows is not None:
-            arguments = self._gather(scheduler, arguments, self.rows)
-        output = self._move(scheduler, base_step, bound, arguments, rule)
-        if self.position == len(self.levels) - 2:
-            output = self._finish(output)
+            self.tap.end_step()
+            return step.made()
+        trajectory.position = place.move - trajectory.first
+        trajectory.rows = self._weighed(step, trajectory)
+        if trajectory.rows is not None:
+            step = self._gathered(step, trajectory)
+        output = self._moved(step, trajectory)
+        if trajectory.position == trajectory.n_moves - 1:
+            output = self._finished(output, trajectory)
+        self.tap.end_step()
         return output
 
-    # --- beginning -------------------------------------------------------------------------------------------------
+    # --- beginning ---------------------------------------------------------------------------------------------------
 
-    def _start(self, scheduler: Any, rule: SchedulerRule, arguments: dict[str, Any]) -> None:
-        s = self.settings
-        rows = len(arguments["sample"])
-        self.layout = Layout.of_batch(
-            rows, populations=s.populations, particles=s.particles, candidates=self.candidates, tiles=self.tiles
+    def _started(self, step: Step) -> Trajectory:
+        s, scheduler = self.settings, step.scheduler
+        rule = rule_for(scheduler)
+        layout = Layout.of_batch(
+            len(step.arguments["sample"]),
+            populations=s.populations,
+            particles=s.particles,
+            candidates=self.candidates,
+            tiles=self.tiles,
         )
-        self.first = step_position(scheduler, arguments["timestep"]).move  # image-to-image begins in the middle
-        self.levels = rule.levels(scheduler)[self.first :]
-        if s.transition == "stochastic" and self.controls and (rule.stages > 1 or not rule.posterior_mean):
-            raise SteeringError(
-                f"{type(scheduler).__name__}: the stochastic step needs one evaluation a move and a clean prediction "
-                'that is a posterior mean; use transition="native" or another scheduler'
-            )
-        if rule.clips(scheduler):
-            note = (
-                f"{type(scheduler).__name__} clips its clean prediction: the law steered is that of the clipped sampler"
-            )
-            if s.exact:
+        move = GaussianMove(rule, s.eta) if s.transition == "stochastic" and self.controls else None
+        if move is not None:
+            move.refuse(scheduler)
+        self._check_law(step, rule, move)
+        self.tap.check_layout(layout.populations, layout.particles * layout.candidates)
+        first = step_position(scheduler, step.arguments["timestep"]).move
+        streams = Streams.from_seed(s.seed, layout.populations)
+        particles = Particles(
+            self.controls, layout, streams, ess_threshold=s.ess_threshold, resampler=s.resampler, run=self.run
+        )
+        return Trajectory(layout, rule, rule.levels(scheduler)[first:], first, particles, streams, move)
+
+    def _check_law(self, step: Step, rule: SchedulerRule, move: GaussianMove | None) -> None:
+        """Refuse what would not be exact, say what is not the plain law."""
+        name = type(step.scheduler).__name__
+        if rule.clips(step.scheduler):
+            note = f"{name} clips its clean prediction: the law steered is that of the clipped sampler"
+            if self.settings.exact:
                 raise SteeringError(
                     note + "; exact=True refuses it: set clip_sample and thresholding to False in its config"
                 )
-            self._note(note, biased=False)
-        moves_alone = s.transition == "native" and not rule.stochastic(scheduler, arguments)
-        if self.controls and s.particles * self.candidates > 1 and moves_alone:
+            self.run.note(note)
+        if rule.own_noise and move is None and self.controls:
+            note = f"{name} draws noise from inside: no seed reaches it, and a run cannot be repeated"
+            if self.settings.exact:
+                raise SteeringError(note + "; exact=True refuses it")
+            self.run.note(note)
+        alone = self.settings.particles * self.candidates == 1
+        if self.controls and not alone and move is None and not rule.stochastic(step.scheduler, step.arguments):
             raise DeterministicStep(
-                f"{type(scheduler).__name__} adds no noise in this setting, so copies of a particle would stay copies. "
+                f"{name} adds no noise in this setting, so copies of a particle would stay copies. "
                 'Use transition="stochastic" (a step that keeps the marginals), a stochastic scheduler, or eta > 0'
             )
-        self.streams = Streams.from_seed(s.seed, self.layout.populations)
-        self.run.population = Population.uniform(self.layout.populations, s.particles)
-        self.run.records.clear()
-        self.memory = [c.begin(self.layout.rows) for c in self.controls]
-        self.applied = [torch.zeros(self.layout.rows, dtype=torch.float64) for _ in self.controls]
+        if move is None and any(getattr(control, "gradient", None) is not None for control in self.controls):
+            raise SteeringError('gradient: a shifted proposal needs transition="stochastic", whose density is known')
 
-    def _note(self, text: str, *, biased: bool) -> None:
-        if text not in self.run.notes:
-            self.run.notes.append(text)
-        if biased:
-            self.run.exact = False
+    # --- weights -----------------------------------------------------------------------------------------------------
 
-    # --- weights ---------------------------------------------------------------------------------------------------
-
-    def _context(self, scheduler: Any, rule: SchedulerRule, arguments: dict[str, Any]) -> StepContext:
-        layout = self._layout()
-        sample, output = arguments["sample"], arguments["model_output"]
-        if (
-            output.ndim == sample.ndim
-            and output.shape[1:2] != sample.shape[1:2]
-            and output.shape[1] == 2 * sample.shape[1]
-        ):
-            output = output.split(sample.shape[1], dim=1)[0]  # the learned-variance half is no prediction
-        return StepContext(
-            index=self.position,
-            n_moves=len(self.levels) - 1,
-            timestep=arguments["timestep"],
-            level=self.levels[self.position],
-            following=self.levels[self.position + 1],
-            sample=sample[: layout.rows],
-            output=output[: layout.rows],
-            prediction=rule.prediction(scheduler),
-            exploding=rule.family in ("ve", "edm"),
-            layout=(layout.populations, layout.particles, layout.candidates),
-            decode=self._decode,
-        )
-
-    def _weigh_and_choose(self, context: StepContext) -> Tensor | None:
-        """Row indices to move on from, or None if nothing changes places."""
-        potential = torch.zeros(self._layout().rows, dtype=torch.float64)
-        scored = False
-        for i, control in enumerate(self.controls):
-            weighed = control.weigh(context, self.memory[i])
-            if weighed is not None:
-                scored = True
-                self.memory[i] = weighed.memory
-                self.applied[i] = self.applied[i] + weighed.log_potential
-                potential = potential + weighed.log_potential
-        if not scored:
-            self._record(None, None)
+    def _weighed(self, step: Step, trajectory: Trajectory) -> Tensor | None:
+        if not self.controls:
+            trajectory.particles.skip(trajectory.position)
             return None
-        return self._select(potential)
-
-    def _select(self, potential: Tensor) -> Tensor | None:
-        """Choose one candidate a particle, reweight, resample; the rows that go on."""
-        layout = self._layout()
-        child, increment = self._choose(layout.grouped(potential))
-        population = self._population().reweighted(increment, on_collapse="keep")
-        self.run.population = population
-        resampled, ancestors = population.resampled(
-            self._streams().resampling, scheme=self.settings.resampler, threshold=self.settings.ess_threshold
+        particles = trajectory.particles
+        rows = particles.weigh(self._context(step, trajectory))
+        self.tap.keep = (
+            None if particles.live_rows is None else trajectory.layout.standing_for(particles.live.candidates)
         )
-        self._record(ancestors, increment)
-        self.run.population = resampled
-        if ancestors is None and layout.candidates == 1:
-            return None
-        if ancestors is None:
-            ancestors = torch.arange(layout.particles).expand(layout.populations, -1)
-        rows = layout.rows_of(ancestors, child)
-        self.memory = [{name: value[rows] for name, value in memory.items()} for memory in self.memory]
-        self.applied = [value[rows] for value in self.applied]
         return rows
 
-    def _choose(self, potential: Tensor) -> tuple[Tensor, Tensor]:
-        """One of M candidates a particle in proportion to exp(potential) (P, K, M), and the particle's log-weight
-        increment."""
-        layout = self._layout()
-        if layout.candidates == 1:
-            return torch.zeros(potential.shape[:2], dtype=torch.int64), potential[:, :, 0]
-        if any(getattr(c, "greedy", False) for c in self.controls):
-            self._note(
-                "temperature 0 keeps the best candidate: outputs are not weighted draws of a target", biased=True
-            )
-            return potential.argmax(dim=2), torch.zeros(potential.shape[:2], dtype=torch.float64)
-        increment = potential.logsumexp(dim=2) - torch.log(torch.tensor(float(layout.candidates), dtype=torch.float64))
-        shares = torch.nan_to_num((potential - potential.logsumexp(dim=2, keepdim=True)).exp()).cumsum(dim=2)
-        draw = uniform(self._streams().resampling, (layout.particles,))[:, :, None] * shares[:, :, -1:]
-        return (shares <= draw).sum(dim=2).clamp(max=layout.candidates - 1), increment
+    def _context(self, step: Step, trajectory: Trajectory) -> StepContext:
+        layout, particles, rule = trajectory.layout, trajectory.particles, trajectory.rule
+        scheduler = step.scheduler
+        sample, output = step.arguments["sample"], step.arguments["model_output"]
+        if output.ndim == sample.ndim and output.shape[1] == 2 * sample.shape[1]:
+            output = output.split(sample.shape[1], dim=1)[0]  # the learned-variance half is no prediction
+        level, following = trajectory.around
+        live = particles.live_rows
+        mine = slice(layout.rows) if live is None else live
 
-    def _record(self, ancestors: Tensor | None, increment: Tensor | None) -> None:
-        population = self._population()
-        self.run.records.append(
-            StepRecord(self.position, population.ess, population.log_evidence, ancestors, increment)
+        def read(sample: Tensor, output: Tensor) -> Tensor:
+            assert rule.clean is not None
+            return rule.clean(scheduler, sample, output)
+
+        def draw(sample: Tensor, output: Tensor, n: int, generators: Any) -> Tensor:
+            assert rule.draws is not None
+            return rule.draws(scheduler, sample, output, n, generators)
+
+        def differentiable() -> tuple[Tensor, Tensor]:
+            self.run.calls.denoiser += particles.live.rows
+            x, rebuilt = self.tap.differentiable(step.arguments["sample"], step.arguments["model_output"])
+            return x, rebuilt[mine]
+
+        return StepContext(
+            index=trajectory.position,
+            n_moves=trajectory.n_moves,
+            timestep=step.arguments["timestep"],
+            level=level,
+            following=following,
+            sample=sample[mine],
+            output=output[mine],
+            prediction=rule.prediction(scheduler),
+            exploding=rule.family in ("ve", "edm"),
+            layout=(layout.populations, layout.particles, particles.live.candidates),
+            decode=self._preview,
+            log_weights=particles.population.log_weights,
+            seed=self.settings.seed,
+            chunk_size=self.settings.chunk_size,
+            read_clean=None if rule.clean is None else read,
+            draw_clean=None if rule.draws is None else draw,
+            differentiable=differentiable,
+            pictures=self.decoding.differentiable,
+            deviation=0.0 if trajectory.move is None else trajectory.move.deviation(level, following),
         )
 
-    # --- moving ----------------------------------------------------------------------------------------------------
+    # --- moving ------------------------------------------------------------------------------------------------------
 
-    def _gather(self, scheduler: Any, arguments: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-        tiled = self._layout().tiled(rows)
-        gather_history(scheduler, tiled, arguments["sample"].ndim)
-        gather_caches(self.denoisers, tiled)
-        return gather_arguments(arguments, tiled)
+    def _gathered(self, step: Step, trajectory: Trajectory) -> Step:
+        assert trajectory.rows is not None
+        tiled = trajectory.layout.tiled(trajectory.rows)
+        gather_history(step.scheduler, tiled, step.arguments["sample"].ndim)
+        gather_caches(self.tap.modules, tiled)
+        return step.with_arguments(gather_arguments(step.arguments, tiled))
 
-    def _follow(self, scheduler: Any, base_step: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
+    def _follow(self, step: Step) -> Any:
         """A second stream (audio beside video): the primary's ancestors of this step, then its own move."""
-        arguments = {k: v for k, v in bound.arguments.items() if k != "self"}
-        if self.rows is not None:
-            arguments = self._gather(scheduler, arguments, self.rows)
-        return self._native(scheduler, base_step, bound, arguments)
+        if self.trajectory is not None and self.trajectory.rows is not None:
+            step = self._gathered(step, self.trajectory)
+        return step.made()
 
-    def _native(
-        self, scheduler: Any, base_step: Callable[..., Any], bound: inspect.BoundArguments, arguments: dict[str, Any]
-    ) -> Any:
-        call = inspect.BoundArguments(bound.signature, bound.arguments.copy())
-        call.arguments.update(arguments)
-        return base_step(*call.args, **call.kwargs)
-
-    def _move(
-        self,
-        scheduler: Any,
-        base_step: Callable[..., Any],
-        bound: inspect.BoundArguments,
-        arguments: dict[str, Any],
-        rule: SchedulerRule,
-    ) -> Any:
-        if self.settings.transition == "native" or not self.controls:
-            return self._native(scheduler, base_step, bound, self._with_generators(bound, arguments))
-        generator = arguments.get("generator")
-        aside = {**arguments}
-        if "generator" in bound.signature.parameters:
-            aside["generator"] = torch.Generator().manual_seed(
-                0
-            )  # the base only advances its counters; its noise is unused
-        output = self._native(scheduler, base_step, bound, aside)
-        level, following = self.levels[self.position], self.levels[self.position + 1]
-        sample = arguments["sample"]
-        clean = clean_prediction(
-            sample, arguments["model_output"], level, rule.prediction(scheduler), exploding=rule.family in ("ve", "edm")
-        )
-        noise = (sample.to(clean.dtype) - level.alpha * clean) / level.sigma
-        step = gaussian_step(clean, noise, level, following, self.settings.eta)
-        moved = step.mean
-        if step.std > 0.0:
-            moved = moved + step.std * self._noise(moved, generator)
-        return _with_previous(output, moved)
-
-    def _noise(self, like: Tensor, generator: Any) -> Tensor:
-        from diffusers.utils.torch_utils import randn_tensor
-
-        generators = generator if generator is not None else self._row_generators(len(like))
-        noise: Tensor = randn_tensor(like.shape, generator=generators, device=like.device, dtype=like.dtype)
-        return noise
-
-    def _with_generators(self, bound: inspect.BoundArguments, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Hand the rows' own generators to a step that takes one where the pipeline passed none."""
-        takes = "generator" in bound.signature.parameters
-        if not takes or arguments.get("generator") is not None or not self.controls:
-            return arguments
-        return {**arguments, "generator": self._row_generators(len(arguments["sample"]))}
-
-    def _row_generators(self, rows: int) -> list[torch.Generator]:
-        """A generator for every row: that of its population, so that a population's noise is its own."""
-        per = rows // self._layout().populations
-        return [g for g in self._streams().noise for _ in range(per)]
-
-    # --- the end ---------------------------------------------------------------------------------------------------
-
-    def _finish(self, output: Any) -> Any:
-        """The last correction: exactly exp(log_target) in the end, whatever was applied on the way."""
-        layout = self._layout()
-        final = _previous(output)[: layout.rows]
-        if self.controls:
-            targets = [c.log_target(final, self._decode) for c in self.controls]
-            total = torch.stack(targets).sum(dim=0)
-            correction = torch.stack(
-                [torch.where(t > -torch.inf, t - a, -torch.inf) for t, a in zip(targets, self.applied, strict=True)]
-            ).sum(dim=0)
-            child, increment = self._choose(layout.grouped(correction))
-            self.run.population = self._population().reweighted(increment, on_collapse="keep")
-            identity = torch.arange(layout.particles).expand(layout.populations, -1)
-            ancestors, self.run.population = self._final_ancestors(total, child, identity)
-            rows = layout.rows_of(ancestors, child)[:: layout.candidates]
-            self.run.rewards = total[rows].reshape(layout.populations, layout.particles)
-            tiled = torch.cat([rows + tile * layout.rows for tile in range(layout.tiles)])
-            output = gather_output(output, tiled, final.ndim, layout.rows * layout.tiles)
-            final = final.index_select(0, rows.to(final.device))
-        self.run._samples = final.detach().clone()
+    def _moved(self, step: Step, trajectory: Trajectory) -> Any:
+        if not self.controls:
+            return step.made()
+        if trajectory.move is None:
+            return native_move(step, trajectory.streams, trajectory.layout)
+        generators = row_generators(trajectory.streams, trajectory.layout)
+        output, log_ratio = trajectory.move(step, trajectory.around, generators, trajectory.particles.gradient)
+        if log_ratio is not None:
+            trajectory.particles.add_ratio(log_ratio)
         return output
 
-    def _final_ancestors(self, total: Tensor, child: Tensor, identity: Tensor) -> tuple[Tensor, Population]:
-        population = self._population()
-        if self.settings.final == "weighted":
-            return identity, population
-        if self.settings.final == "resampled":
-            resampled, ancestors = population.resampled(
-                self._streams().resampling, scheme=self.settings.resampler, threshold=1.1
-            )
-            return (identity if ancestors is None else ancestors), resampled
-        self._note('final="best" returns the best sample for every particle: not a weighted draw', biased=True)
-        chosen = self._layout().grouped(total).gather(2, child[:, :, None])[:, :, 0]
-        best = chosen.argmax(dim=1, keepdim=True).expand_as(identity)
-        return best, replace(
-            population, log_weights=torch.zeros_like(population.log_weights), log_base=population.log_evidence
-        )
+    # --- the end -----------------------------------------------------------------------------------------------------
 
-    # --- small things ----------------------------------------------------------------------------------------------
+    def _finished(self, output: Any, trajectory: Trajectory) -> Any:
+        layout, particles = trajectory.layout, trajectory.particles
+        final = previous_sample(output)[: layout.rows]
+        if self.controls:
+            rows = particles.conclude(final, self._develop, self.settings.final, self.settings.chunk_size)
+            output = gather_output(output, layout.tiled(rows), final.ndim, layout.rows * layout.tiles)
+            final = final.index_select(0, rows.to(final.device))
+        self.run.finish(particles.population, final.detach().clone())
+        return output
 
-    def _decode(self, clean: Tensor) -> Any:
+    def _preview(self, clean: Tensor) -> Any:
         self.run.calls.decoder += len(clean)
-        return self.decode(clean)
+        return self.decoding.on_the_way(clean)
 
-    def _layout(self) -> Layout:
-        if self.layout is None:
-            raise SteeringError("the scheduler stepped before a run began")
-        return self.layout
-
-    def _population(self) -> Population:
-        if self.run.population is None:
-            raise SteeringError("the scheduler stepped before a run began")
-        return self.run.population
-
-    def _streams(self) -> Streams:
-        if self.streams is None:
-            raise SteeringError("the scheduler stepped before a run began")
-        return self.streams
-
-
-def _previous(output: Any) -> Tensor:
-    previous: Tensor = output[0] if isinstance(output, tuple) else output.prev_sample
-    return previous
-
-
-def _with_previous(output: Any, moved: Tensor) -> Any:
-    """The base's own form of output, with another previous sample in the base's dtype."""
-    moved = moved.to(_previous(output).dtype)
-    if type(output) is tuple:
-        return (moved, *output[1:])
-    output["prev_sample"] = moved
-    return output
+    def _develop(self, final: Tensor) -> Any:
+        self.run.calls.decoder += len(final)
+        return self.decoding.at_the_end(final)

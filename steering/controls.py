@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-from .context import StepContext
+from .context import FinalContext, StepContext
 
-__all__ = ["Control", "Memory", "Weighed", "When", "due", "every"]
+__all__ = ["Control", "Memory", "Target", "Weighed", "When", "due", "every", "near"]
 
 Memory = dict[str, Tensor]
 """What a control remembers of each row: (rows, ...) tensors, permuted with the particles, never re-evaluated."""
@@ -19,16 +19,41 @@ When = Callable[[StepContext], bool] | Collection[int] | None
 
 @dataclass(frozen=True, eq=False)
 class Weighed:
-    """A control's verdict on a step: ``log_potential`` (rows,) float64, and its memory afterwards."""
+    """A control's verdict on a step.
+
+    Attributes:
+        log_potential: (rows,) float64, what the rows' log-weights gain.
+        memory: of the control, afterwards.
+        reward: (rows,) float64 as measured, for the record; None if there is none.
+        gradient: (rows, ...) like the sample: the move's mean is shifted by its variance times this, and the weights
+            are corrected for it exactly; None for the plain move.
+    """
 
     log_potential: Tensor
     memory: Memory
+    reward: Tensor | None = None
+    gradient: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A control's verdict on the final states.
+
+    Attributes:
+        log_tilt: (rows,) float64, log of the tilt.
+        reward: (rows,) float64, what is reported.
+        scale: (P,) float64 that multiplied the reward, where that makes sense.
+    """
+
+    log_tilt: Tensor
+    reward: Tensor
+    scale: Tensor | None = None
 
 
 class Control(Protocol):
-    """A target for the particles: exp(sum of potentials) on the way, exactly exp(``log_target``) at the end.
+    """A target for the particles: exp(sum of potentials) on the way, exactly exp(``log_tilt``) at the end.
 
-    Potentials only choose intermediate values. The last correction, log_target minus all log-potentials applied so
+    Potentials only choose intermediate values. The last correction, log_tilt minus all log-potentials applied so
     far, is made by the controller, so that no control can get its target wrong.
     """
 
@@ -39,7 +64,7 @@ class Control(Protocol):
 
     @property
     def candidates(self) -> int:
-        """Children M that each particle's step draws (1: none to choose from)."""
+        """Most children M that a particle's step draws (1: none to choose from)."""
         ...
 
     def begin(self, rows: int) -> Memory:
@@ -50,8 +75,8 @@ class Control(Protocol):
         """Potential of the rows at this step; None where the control is not due."""
         ...
 
-    def log_target(self, final: Tensor, decode: Callable[[Tensor], Any]) -> Tensor:
-        """Log of the tilt (rows,) float64 on the final states."""
+    def target(self, final: FinalContext, memory: Memory) -> Target:
+        """The tilt on the final states."""
         ...
 
 
@@ -77,5 +102,21 @@ def every(stride: int, *, start: float = 0.0, stop: float = 1.0) -> Callable[[St
 
     def predicate(context: StepContext) -> bool:
         return start <= context.fraction < stop and context.index % stride == 0
+
+    return predicate
+
+
+def near(*fractions: float) -> Callable[[StepContext], bool]:
+    """The move at (or first after) each of the given fractions of the trajectory.
+
+    Raises:
+        ValueError: a fraction outside [0, 1).
+    """
+    if not fractions or not all(0.0 <= f < 1.0 for f in fractions):
+        raise ValueError(f"near: got {fractions}, expected fractions in [0, 1)")
+
+    def predicate(context: StepContext) -> bool:
+        before = (context.index - 1) / context.n_moves
+        return any(before < f <= context.fraction for f in fractions)
 
     return predicate

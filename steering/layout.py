@@ -51,16 +51,34 @@ class Layout:
         """(rows, ...) -> (P, K, M, ...)."""
         return values.reshape(self.populations, self.particles, self.candidates, *values.shape[1:])
 
-    def rows_of(self, ancestors: Tensor, child: Tensor) -> Tensor:
-        """Row indices after particles were replaced by ``ancestors`` (P, K) and each took its ``child`` (P, K) for
-        all M slots."""
-        k, m = self.particles, self.candidates
-        chosen = child.gather(1, ancestors)
+    def chosen(self, values: Tensor, child: Tensor) -> Tensor:
+        """Of values (rows,) those of the chosen child (P, K): (P, K)."""
+        return self.grouped(values).gather(2, child[:, :, None])[:, :, 0]
+
+    def rows_of(self, ancestors: Tensor, child: Tensor, slots: int) -> Tensor:
+        """Row indices (P x K x ``slots``,) after particles were replaced by ``ancestors`` (P, K) and each took its
+        ``child`` (P, K) for all its slots."""
         population = torch.arange(self.populations)[:, None]
-        row = (population * k + ancestors) * m + chosen
-        return row[:, :, None].expand(-1, -1, m).reshape(-1)
+        row = (population * self.particles + ancestors) * self.candidates
+        if self.candidates > 1:
+            row = row + child.gather(1, ancestors)
+        row = row.reshape(-1)
+        return row if slots == 1 else row.repeat_interleave(slots)
+
+    def first(self, slots: int) -> Tensor:
+        """Row indices of the first ``slots`` candidates of every particle."""
+        particles = self.candidates * torch.arange(self.populations * self.particles)
+        return (particles[:, None] + torch.arange(slots)).reshape(-1)
+
+    def standing_for(self, slots: int) -> Tensor:
+        """For every row the row that stands for it where only the first ``slots`` candidates are judged (rows,)."""
+        row = torch.arange(self.rows)
+        slot = row % self.candidates
+        return torch.where(slot < slots, row, row - slot)
 
     def tiled(self, rows: Tensor) -> Tensor:
         """The same row indices for every tile."""
+        if self.tiles == 1:
+            return rows
         offsets = self.rows * torch.arange(self.tiles)
         return (offsets[:, None] + rows[None]).reshape(-1)

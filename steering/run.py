@@ -1,4 +1,4 @@
-"""What a steered run leaves behind: weights, evidence, ancestry, counts."""
+"""What a steered run leaves behind: weights, evidence, ancestry, rewards, counts."""
 
 from dataclasses import dataclass, field
 
@@ -13,23 +13,46 @@ __all__ = ["Calls", "Run", "StepRecord"]
 
 @dataclass
 class Calls:
-    """How often the expensive parts ran, in samples: ``denoiser`` rows, ``decoder`` and ``reward`` samples."""
+    """How often the expensive parts ran, in samples.
+
+    Attributes:
+        denoiser: rows of particles that the denoiser was asked about (the branches of guidance count once).
+        decoder: samples decoded for rewards.
+        reward: samples judged.
+    """
 
     denoiser: int = 0
     decoder: int = 0
     reward: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepRecord:
-    """One move: ESS (P,), log-evidence so far (P,), ancestors (P, K) or None, reward-scale potentials (P, K) or
-    None."""
+    """One move.
+
+    Attributes:
+        index: 0 for the first.
+        population: weights (P, K) after weighing, before resampling.
+        ancestors: (P, K) int64, or None where nothing was resampled.
+        log_potential: (P, K) what the log-weights gained, or None where nothing was judged.
+        rewards: by control, (P, K) as measured for the candidate that was kept; before resampling.
+    """
 
     index: int
-    ess: Tensor
-    log_evidence: Tensor
+    population: Population
     ancestors: Tensor | None
     log_potential: Tensor | None
+    rewards: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def ess(self) -> Tensor:
+        """(P,) effective sample size."""
+        return self.population.ess
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """(P,) log-evidence so far."""
+        return self.population.log_evidence
 
 
 @dataclass(eq=False)
@@ -37,23 +60,54 @@ class Run:
     """Filled while the pipeline runs inside :func:`feynkac.steering.attach`; complete when it has returned.
 
     Attributes:
-        population: weights and family tree now. records: one a move. calls: see :class:`Calls`. rewards: (P, K) log
-        of the tilt at the final samples, or None before the end. exact: False when something (an arg-max choice,
-        ``final="best"``) makes the outputs biased draws; then ``notes`` says what.
+        population: weights and family tree now.
+        records: one a move.
+        calls: see :class:`Calls`.
+        rewards_by_control: (P, K) reward of the final samples, by the controls' names.
+        log_tilt: (P, K) log of the whole tilt at the final samples, or None before the end.
+        scales: (P,) lambda of each control's target, by name; found ones are seen here.
+        exact: False when something (an arg-max choice, ``final="best"``) makes the outputs biased draws; then
+            ``notes`` says what.
+        notes: what a reader of the numbers should know.
     """
 
     population: Population | None = None
     records: list[StepRecord] = field(default_factory=list)
     calls: Calls = field(default_factory=Calls)
-    rewards: Tensor | None = None
+    rewards_by_control: dict[str, Tensor] = field(default_factory=dict)
+    log_tilt: Tensor | None = None
+    scales: dict[str, Tensor] = field(default_factory=dict)
     exact: bool = True
     notes: list[str] = field(default_factory=list)
     _samples: Tensor | None = None
+
+    def note(self, text: str, *, biased: bool = False) -> None:
+        """Keep a remark, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+        if biased:
+            self.exact = False
+
+    def begin(self, population: Population) -> None:
+        """A run begins: what an earlier one in the same block left is forgotten."""
+        self.population, self._samples, self.log_tilt = population, None, None
+        self.records.clear()
+        self.rewards_by_control.clear()
+        self.scales.clear()
+
+    def finish(self, population: Population, samples: Tensor) -> None:
+        """The last step is made."""
+        self.population, self._samples = population, samples
 
     def _done(self) -> Population:
         if self.population is None:
             raise RuntimeError("nothing has run yet: call the pipeline inside the attach block first")
         return self.population
+
+    @property
+    def finished(self) -> bool:
+        """The last step was made."""
+        return self._samples is not None
 
     @property
     def log_weights(self) -> Tensor:
@@ -86,6 +140,11 @@ class Run:
         return distinct_roots(self._done())
 
     @property
+    def rewards(self) -> Tensor | None:
+        """(P, K) rewards of the final samples under the first control; None before the end or without a control."""
+        return next(iter(self.rewards_by_control.values()), None)
+
+    @property
     def ancestors(self) -> list[Tensor | None]:
         """Per move the ancestors (P, K), or None where nothing was resampled."""
         return [record.ancestors for record in self.records]
@@ -94,6 +153,29 @@ class Run:
     def ess_trace(self) -> Tensor:
         """(moves, P) effective sample size before each move's resampling."""
         return torch.stack([record.ess for record in self.records])
+
+    @property
+    def log_evidence_trace(self) -> Tensor:
+        """(moves, P) log-evidence of the potentials applied so far."""
+        return torch.stack([record.log_evidence for record in self.records])
+
+    def reward_trace(self, control: str | None = None) -> tuple[Tensor, Tensor]:
+        """Scored moves (n,) int64 and the particles' rewards (n, P, K) there, before resampling.
+
+        Args:
+            control: name; the first one's if None.
+
+        Raises:
+            KeyError: no control of that name.
+        """
+        names = list(self.rewards_by_control) or list({n: None for r in self.records for n in r.rewards})
+        name = control if control is not None else (names[0] if names else "")
+        if name not in names and (control is not None):
+            raise KeyError(f"control {control!r}: expected one of {names}")
+        scored = [(r.index, r.rewards[name]) for r in self.records if name in r.rewards]
+        if not scored:
+            return torch.zeros(0, dtype=torch.int64), torch.zeros((0, *self.log_weights.shape), dtype=torch.float64)
+        return torch.tensor([i for i, _ in scored]), torch.stack([values for _, values in scored])
 
     def samples(self) -> Tensor:
         """Final states (P * K, ...) before decoding, unclipped."""

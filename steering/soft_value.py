@@ -7,17 +7,19 @@ best child; that has no weights and is reported as biased.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
-import torch
 from torch import Tensor
 
-from .context import StepContext
-from .controls import Memory, Weighed, When, due
-from .fk import Space
-from .rewards import Reward, RewardCalls
+from .context import FinalContext, StepContext
+from .controls import Memory, Target, Weighed, When
+from .gradient import Gradient
+from .rewards import Reward
+from .scales import Fixed
+from .tilt import RewardTilt, Space, reward_calls
+from .values import Draws
 
 __all__ = ["SoftValueGuidance"]
 
@@ -27,33 +29,51 @@ class SoftValueGuidance:
     """Tilt to p(x0) exp(r(x0)/``temperature``) / Z by choosing among ``candidates`` children.
 
     Attributes:
-        value: the reward r, judged at x0-hat on the way (posterior-mean value) and at x0 in the end. temperature:
-        alpha; 0 takes the arg-max child. candidates: M. when: moves at which children are chosen; between them the M
-        children go their own ways (blockwise selection). on: as for :class:`~feynkac.steering.FKSteering`.
-        intermediate: a callable of the context giving (rows,) values instead of r(x0-hat), such as a regressed value
-        network. chunk_size: samples handed to the value at a time.
+        value: the reward r, judged at x0-hat on the way (posterior-mean value) and at x0 in the end. A sequence gives
+            each prompt its own.
+        temperature: alpha; 0 takes the arg-max child.
+        candidates: M; or several counts, each for an equal share of the trajectory, such as (8, 4, 2, 1): rows beyond
+            the count of a step cost neither denoiser nor reward.
+        when: moves at which children are chosen; between them the M children go their own ways (blockwise selection).
+        on: as for :class:`~feynkac.steering.FKSteering`.
+        intermediate: ``"denoised"``, ``"tempered"``, :class:`~feynkac.steering.Draws`, or a callable of the context
+            giving soft values (rows,) in units of the reward, such as a regressed value network.
+        curvature: of the reward, for ``"tempered"``.
+        gradient: as for :class:`~feynkac.steering.FKSteering`.
+        chunk_size: samples handed to the value at a time; that of ``attach`` if None.
     """
 
-    value: Reward
+    value: Reward | Sequence[Reward]
     temperature: float
-    candidates: int
+    candidates: int | Sequence[int]
     when: When = None
     on: Space = "images"
-    intermediate: Callable[[StepContext], Tensor] | None = None
+    intermediate: Literal["denoised", "tempered"] | Draws | Callable[[StepContext], Tensor] = "denoised"
+    curvature: float = 1.0
+    gradient: Gradient | None = None
     chunk_size: int | None = None
-    _calls: RewardCalls = field(init=False, repr=False)
+    counts: tuple[int, ...] = field(init=False, repr=False)
+    _tilt: RewardTilt = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
             raise ValueError(f"temperature: got {self.temperature}, expected a finite number >= 0")
-        if self.candidates < 1:
+        counts = (self.candidates,) if isinstance(self.candidates, int) else tuple(self.candidates)
+        if not counts or min(counts) < 1:
             raise ValueError(f"candidates: got {self.candidates}, expected at least 1")
-        object.__setattr__(self, "_calls", RewardCalls(self.value, self.chunk_size))
+        object.__setattr__(self, "counts", counts)
+        object.__setattr__(self, "candidates", max(counts))
+        scale = Fixed(1.0 if self.greedy else 1.0 / self.temperature)
+        calls = reward_calls(self.value, self.chunk_size)
+        tilt = RewardTilt(
+            calls, scale, "difference", self.when, self.intermediate, self.on, self.curvature, 0, self.gradient
+        )
+        object.__setattr__(self, "_tilt", tilt)
 
     @property
     def name(self) -> str:
         """Name of the value."""
-        return self._calls.name
+        return self._tilt.name
 
     @property
     def greedy(self) -> bool:
@@ -63,27 +83,20 @@ class SoftValueGuidance:
     @property
     def reward_calls(self) -> int:
         """Samples scored so far."""
-        return self._calls.calls
+        return self._tilt.calls
+
+    def count_at(self, fraction: float) -> int:
+        """Children of the moves at this fraction of the trajectory, in [0, 1)."""
+        return self.counts[min(int(fraction * len(self.counts)), len(self.counts) - 1)]
 
     def begin(self, rows: int) -> Memory:
         """Value zero."""
-        return {"value": torch.zeros(rows, dtype=torch.float64)}
+        return self._tilt.begin(rows)
 
     def weigh(self, context: StepContext, memory: Memory) -> Weighed | None:
         """Difference potential of the value: b_m - a."""
-        if not due(self.when, context):
-            return None
-        if self.intermediate is not None:
-            value = self.intermediate(context).detach().double().cpu()
-        else:
-            value = self._calls(context.images if self.on == "images" else context.clean, len(context.sample))
-        value = self._scaled(value)
-        log_potential = torch.where(value > -torch.inf, value - memory["value"], -torch.inf)
-        return Weighed(log_potential, {"value": value})
+        return self._tilt.weigh(context, memory)
 
-    def log_target(self, final: Tensor, decode: Callable[[Tensor], Any]) -> Tensor:
+    def target(self, final: FinalContext, memory: Memory) -> Target:
         """r(x0)/temperature."""
-        return self._scaled(self._calls(decode(final) if self.on == "images" else final, len(final)))
-
-    def _scaled(self, value: Tensor) -> Tensor:
-        return value if self.greedy else value / self.temperature
+        return self._tilt.target(final, memory)

@@ -236,6 +236,19 @@ class FamilyDecoder:
         if self._sized:
             self._call = running_call(self._running, self._call) or self._call
 
+    @property
+    def differentiable(self) -> Callable[[Tensor], Tensor] | None:
+        """Clean latents (n, ...) -> images (n, C, H, W), black 0 and white 1, not clipped, with a graph; None for
+        videos."""
+        if self._finish not in (_processed, _halved):
+            return None
+
+        def decode(latents: Tensor) -> Tensor:
+            self.calls += len(latents)
+            return self._decode(self.pipe, latents, self._call) / 2 + 0.5
+
+        return decode
+
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Any:
         """Decode."""

@@ -6,7 +6,6 @@ from .denoiser import MaskedDenoiser, MaskedDenoiserOutput
 from .pipeline import MaskedDiffusionPipeline, MaskedDiffusionPipelineOutput
 from .scheduler import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
 from .tokens import clean_tokens, draw_tokens, token_log_probs
-from .values import TokenValue
 
 __all__ = [
     "MaskedDenoiser",
@@ -15,7 +14,6 @@ __all__ = [
     "MaskedDiffusionPipelineOutput",
     "MaskedDiffusionScheduler",
     "MaskedDiffusionSchedulerOutput",
-    "TokenValue",
     "clean_tokens",
     "draw_tokens",
     "token_log_probs",

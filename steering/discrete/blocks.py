@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...fkc import Population, Streams
+from ...fkc import Streams
 from ...fkc.errors import PopulationCollapsed
 from ..context import StepContext
-from ..controls import Control, Memory
+from ..controls import Control
 from ..errors import SteeringError
 from ..layout import Layout
-from ..run import Run, StepRecord
+from ..particles import Particles
+from ..run import Run
 from ..schedulers.levels import Level
 
 __all__ = ["steer_blocks"]
@@ -71,9 +72,15 @@ def steer_blocks(
     """
     _refuse(controls, call, input_ids)
     populations = len(input_ids)
-    work = _BlockController(
-        controls, Layout(populations, particles, 1, 1), seed, ess_threshold, resampler, input_ids.shape[1], gen_length
+    cloud = Particles(
+        controls,
+        Layout(populations, particles, 1),
+        Streams.from_seed(seed, populations),
+        ess_threshold=ess_threshold,
+        resampler=resampler,
+        run=Run(),
     )
+    work = _BlockController(cloud, input_ids.shape[1], gen_length)
     out = pipe(
         input_ids=input_ids.repeat_interleave(particles, dim=0),
         gen_length=gen_length,
@@ -108,46 +115,16 @@ def _refuse(controls: Sequence[Control], call: dict[str, Any], input_ids: Tensor
 class _BlockController:
     """Weighs and resamples at the end of every refinement step."""
 
-    def __init__(
-        self,
-        controls: Sequence[Control],
-        layout: Layout,
-        seed: int,
-        ess_threshold: float,
-        resampler: str,
-        prompt_length: int,
-        gen_length: int,
-    ) -> None:
-        self.controls, self.layout = controls, layout
-        self.ess_threshold, self.resampler = ess_threshold, resampler
+    def __init__(self, particles: Particles, prompt_length: int, gen_length: int) -> None:
+        self.particles = particles
         self.generated = slice(prompt_length, prompt_length + gen_length)
-        self.streams = Streams.from_seed(seed, layout.populations)
-        self.population = Population.uniform(layout.populations, layout.particles)
-        self.memory: list[Memory] = [control.begin(layout.rows) for control in controls]
-        self.applied = torch.zeros(len(controls), layout.rows, dtype=torch.float64)
-        self.run = Run(population=self.population)
 
     def on_step_end(self, pipe: Any, step: int, timestep: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The pipeline's callback: ``block_x`` (rows, n) with its rows exchanged where a population is resampled."""
         tokens = tensors["block_x"]
-        context = self._context(pipe, step, timestep, tensors)
-        self.run.calls.denoiser += len(tokens)
-        potential, scored = self._weigh(context)
-        ancestors = None
-        if scored:
-            increment = potential.reshape(self.layout.populations, self.layout.particles)
-            weighed = self.population.reweighted(increment, on_collapse="keep")
-            self.population, ancestors = weighed.resampled(
-                self.streams.resampling, scheme=self.resampler, threshold=self.ess_threshold
-            )
-            self.run.records.append(StepRecord(step, weighed.ess, weighed.log_evidence, ancestors, increment))
-        if ancestors is None:
-            return {}
-        offsets = self.layout.particles * torch.arange(self.layout.populations)[:, None]
-        rows = (ancestors + offsets).flatten()
-        self.memory = [{name: value[rows] for name, value in memory.items()} for memory in self.memory]
-        self.applied = self.applied[:, rows]
-        return {"block_x": tokens.index_select(0, rows.to(tokens.device))}
+        self.particles.run.calls.denoiser += len(tokens)
+        rows = self.particles.weigh(self._context(pipe, step, timestep, tensors))
+        return {} if rows is None else {"block_x": tokens.index_select(0, rows.to(tokens.device))}
 
     def _context(self, pipe: Any, step: int, timestep: int, tensors: dict[str, Tensor]) -> StepContext:
         tokens, drawn = tensors["block_x"], tensors["sampled_tokens"]
@@ -155,6 +132,7 @@ class _BlockController:
         guess = tokens.clone()
         guess[:, -drawn.shape[1] :] = torch.where(masked, drawn, tokens[:, -drawn.shape[1] :])
         hidden = float(masked.double().mean())
+        layout = self.particles.layout
         return StepContext(
             index=step,
             n_moves=pipe.num_timesteps,
@@ -165,32 +143,22 @@ class _BlockController:
             output=guess[:, self.generated],
             prediction="sample",
             exploding=False,
-            layout=(self.layout.populations, self.layout.particles, 1),
-            decode=lambda clean: clean,
+            layout=(layout.populations, layout.particles, 1),
+            decode=_as_they_are,
+            log_weights=self.particles.population.log_weights,
+            read_clean=lambda sample, output: output,
         )
 
-    def _weigh(self, context: StepContext) -> tuple[Tensor, bool]:
-        potential, scored = torch.zeros(self.layout.rows, dtype=torch.float64), False
-        for i, control in enumerate(self.controls):
-            weighed = control.weigh(context, self.memory[i])
-            if weighed is not None:
-                scored = True
-                self.memory[i] = weighed.memory
-                self.applied[i] += weighed.log_potential
-                potential = potential + weighed.log_potential
-        return potential, scored
-
     def finish(self, sequences: Tensor) -> Run:
-        """The last correction, so that the product of all potentials is exp(log_target)."""
-        shape = (self.layout.populations, self.layout.particles)
-        total = torch.zeros(shape, dtype=torch.float64)
-        for i, control in enumerate(self.controls):
-            target = control.log_target(sequences, lambda clean: clean)
-            correction = torch.where(target > -torch.inf, target - self.applied[i], -torch.inf)
-            self.population = self.population.reweighted(correction.reshape(shape), on_collapse="keep")
-            total = total + target.reshape(shape)
-        self.run.population, self.run.rewards, self.run._samples = self.population, total, sequences
-        if bool(self.population.collapsed.any()):
-            dead = self.population.collapsed.nonzero().flatten().tolist()
-            raise PopulationCollapsed(dead, len(self.run.records), shape[1], self.run)
-        return self.run
+        """The last correction, so that the product of all potentials is exp(log-tilt)."""
+        run = self.particles.run
+        self.particles.conclude(sequences, _as_they_are, "weighted", None)
+        run.finish(self.particles.population, sequences)
+        if bool(run.population is not None and run.population.collapsed.any()):
+            dead = self.particles.population.collapsed.nonzero().flatten().tolist()
+            raise PopulationCollapsed(dead, len(run.records), self.particles.layout.particles, run)
+        return run
+
+
+def _as_they_are(tokens: Tensor) -> Tensor:
+    return tokens

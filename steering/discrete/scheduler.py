@@ -159,7 +159,7 @@ def _levels(scheduler: Any) -> tuple[Level, ...]:
     return tuple(Level(1.0 - t, t) for t in [*(float(t) for t in scheduler.timesteps), 0.0])
 
 
-# What a control sees: alpha is the share of positions revealed so far, the "clean prediction" is the logits.
+# What a control sees: alpha is the share of positions revealed, the output is the logits, clean states are tokens.
 register_scheduler(
     "MaskedDiffusionScheduler",
     SchedulerRule(
@@ -169,6 +169,8 @@ register_scheduler(
         clips=lambda scheduler: False,
         stochastic=lambda scheduler, arguments: True,
         posterior_mean=False,
+        clean=lambda scheduler, sample, output: clean_tokens(output, sample, scheduler.mask_token_id),
+        draws=lambda scheduler, sample, output, n, generators: scheduler.clean_samples(output, sample, n, generators),
     ),
 )
 

@@ -81,19 +81,25 @@ class RewardCalls:
         """Name of the callable."""
         return reward_name(self.reward)
 
-    def __call__(self, samples: Any, rows: int) -> Tensor:
+    def __call__(self, samples: Any, rows: int, chunk_size: int | None = None) -> Tensor:
         """Rewards (rows,) float64 on the CPU; below plus infinity.
+
+        Gradients survive where the samples carry a graph.
+
+        Args:
+            samples: what the reward takes, ``rows`` of them.
+            rows: their number.
+            chunk_size: samples handed over at a time, where the reward has no chunk size of its own.
 
         Raises:
             WrongLength: the reward did not return one number a sample.
             RewardError: it raised for every one of the ``rows`` samples.
         """
-        values = torch.full((rows,), torch.nan, dtype=torch.float64)
         errors: list[Exception] = []
-        size = self.chunk_size or rows
-        for start in range(0, rows, size):
-            stop = min(start + size, rows)
-            values[start:stop] = self._contained(samples[start:stop], stop - start, errors)
+        size = self.chunk_size or chunk_size or rows
+        bounds = [(start, min(start + size, rows)) for start in range(0, rows, size)]
+        parts = [self._contained(samples[start:stop], stop - start, errors) for start, stop in bounds]
+        values = parts[0] if len(parts) == 1 else torch.cat(parts)
         if errors and len(errors) == rows:
             raise RewardError(
                 f"reward {self.name} raised for each of {rows} samples: {_described(errors[0])}"
@@ -103,7 +109,8 @@ class RewardCalls:
     def _contained(self, samples: Any, count: int, errors: list[Exception]) -> Tensor:
         self.calls += count
         try:
-            return evaluate(self.reward, samples, count)
+            values = one_each(self.reward(samples), self.name, count)
+            return values if isinstance(samples, Tensor) and samples.requires_grad else values.detach()
         except WrongLength:
             raise
         except Exception as error:
@@ -114,9 +121,9 @@ class RewardCalls:
 
     def _checked(self, values: Tensor, errors: list[Exception]) -> Tensor:
         bad = values.isnan() | (values == torch.inf)
-        count = int(bad.sum())
-        if count == 0:
+        if not bool(bad.any()):
             return values
+        count = int(bad.sum())
         if self.n_invalid == 0:
             raised = f", {len(errors)} of them because it raised ({_described(errors[0])})" if errors else ""
             warnings.warn(

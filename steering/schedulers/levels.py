@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Generator, Tensor
 
 from ..errors import SteeringError, UnsupportedScheduler
 
@@ -37,9 +38,11 @@ class Level:
     """One noise level in the scheduler's own sample space: x = ``alpha`` x0 + ``sigma`` eps.
 
     Attributes:
-        alpha, sigma: as above. skip, scale: preconditioning: the clean prediction is ``skip`` x + ``scale`` times
-        what the prediction type alone
-            gives. 0 and 1 but for EDM (Karras et al. 2022, table 1) and consistency models (Song et al. 2023, eq. 5).
+        alpha: as above.
+        sigma: as above.
+        skip: preconditioning: the clean prediction is ``skip`` x + ``scale`` times what the prediction type alone
+            gives. 0 but for EDM (Karras et al. 2022, table 1) and consistency models (Song et al. 2023, eq. 5).
+        scale: see ``skip``; 1 but for those.
     """
 
     alpha: float
@@ -69,18 +72,23 @@ class SchedulerRule:
     """What must be known of a scheduler class.
 
     Attributes:
-        family: how (alpha, sigma) are read off it. levels: scheduler after ``set_timesteps`` -> the level of each of
-        its moves, and the level after the last. prediction: scheduler -> what the denoiser predicts. clips: scheduler
-        -> whether its step clips or thresholds the clean prediction (which changes the law). stochastic: (scheduler,
-        arguments of step) -> whether its own step adds noise. stages: most calls of ``step`` that make one move (2
-        for the Heun family): weights change in the first alone, and
-            only the scheduler itself can make the move.
+        family: how (alpha, sigma) are read off it.
+        levels: scheduler after ``set_timesteps`` -> the level of each of its moves, and the level after the last.
+        prediction: scheduler -> what the denoiser predicts.
+        clips: scheduler -> whether its step clips or thresholds the clean prediction (which changes the law).
+        stochastic: (scheduler, arguments of step) -> whether its own step adds noise.
+        stages: most calls of ``step`` that make one move (2 for the Heun family): weights change in the first alone,
+            and only the scheduler itself can make the move.
         locate: (scheduler, timestep) before the base steps -> :class:`StepPosition`; from its counters if None.
         arrival: (scheduler, timestep) -> level on which the scheduler's own step lands, where that is not always the
             next one of ``levels``.
         posterior_mean: the clean prediction is E[x0 | x], so that it gives a score; False for distilled (consistency)
-            models.
+            models and for tokens.
         own_noise: noise comes from inside (a Brownian tree), not from the generator: no seed reaches it.
+        clean: (scheduler, sample, output) -> clean states (rows, ...), where they are not alpha, sigma arithmetic
+            (tokens); None elsewhere.
+        draws: (scheduler, sample, output, n, generators) -> (rows, n, ...) draws from the model's own law of clean
+            states; None: Gaussian around x0-hat.
     """
 
     family: Family
@@ -93,6 +101,8 @@ class SchedulerRule:
     arrival: Callable[[Any, Any], Level] | None = None
     posterior_mean: bool = True
     own_noise: bool = False
+    clean: Callable[[Any, Tensor, Tensor], Tensor] | None = None
+    draws: Callable[[Any, Tensor, Tensor, int, list[Generator]], Tensor] | None = None
 
 
 _RULES: dict[str, SchedulerRule] = {}

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from feynkac.fkc.testing import ZTest
-from feynkac.steering import FKSteering, SoftValueGuidance, attach
+from feynkac.steering import Draws, FKSteering, SoftValueGuidance, attach
 from feynkac.steering.testing import EnumeratedMaskedModel, total_variation, twos_and_ends
 
 diffusers = pytest.importorskip("diffusers")
-from feynkac.steering.discrete import MaskedDiffusionPipeline, MaskedDiffusionScheduler, TokenValue  # noqa: E402
+from feynkac.steering.discrete import MaskedDiffusionPipeline, MaskedDiffusionScheduler  # noqa: E402
 from feynkac.steering.testing import EnumeratedDenoiser  # noqa: E402
 
 MODEL = EnumeratedMaskedModel()
@@ -34,7 +34,7 @@ PIPE.set_progress_bar_config(disable=True)
 
 
 def fk(scale, draws=0, potential="difference", **options):
-    value = TokenValue(PIPE.scheduler, twos_and_ends, scale, draws=draws, seed=5)
+    value = Draws(draws) if draws else "denoised"
     return FKSteering(twos_and_ends, scale, potential=potential, value=value, on="tokens", **options)
 
 
@@ -61,16 +61,14 @@ def test_evidence_of_small_populations_is_unbiased():
 
 @pytest.mark.parametrize(("particles", "candidates", "populations"), [(1, 8, 2000), (4, 4, 1000), (100, 4, 30)])
 def test_soft_value_guidance_of_tokens(particles, candidates, populations):
-    value = TokenValue(PIPE.scheduler, twos_and_ends, 1.0, temperature=1.0)
-    control = SoftValueGuidance(twos_and_ends, temperature=1.0, candidates=candidates, intermediate=value, on="tokens")
+    control = SoftValueGuidance(twos_and_ends, temperature=1.0, candidates=candidates, on="tokens")
     evidence, _, _ = steered(control, particles=particles, populations=populations, candidates=candidates)
     test = ZTest.from_samples(evidence, MODEL.tilted(twos_and_ends, 1.0).evidence)
     assert test.passed, str(test)
 
 
 def test_the_pipeline_returns_the_chosen_candidates():
-    value = TokenValue(PIPE.scheduler, twos_and_ends, 1.0)
-    control = SoftValueGuidance(twos_and_ends, temperature=1.0, candidates=3, intermediate=value, on="tokens")
+    control = SoftValueGuidance(twos_and_ends, temperature=1.0, candidates=3, on="tokens")
     with attach(PIPE, control, particles=4, populations=2, seed=0) as run:
         out = PIPE(batch_size=24, num_inference_steps=6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(out.tokens, run.samples())
@@ -78,20 +76,12 @@ def test_the_pipeline_returns_the_chosen_candidates():
 
 
 def test_draws_of_a_population_are_its_own():
-    """The same population alone or beside another: the values of its random completions do not change."""
+    """The same population alone or beside another: its random completions, and so its ancestors, do not change."""
     _, _, one = steered(fk(1.0, draws=4), particles=8, populations=1)
-    scheduler = PIPE.scheduler
-    value = TokenValue(scheduler, twos_and_ends, 1.0, draws=4, seed=5)
-
-    class Context:
-        def __init__(self, populations):
-            self.sample = torch.full((8 * populations, 3), 3)
-            self.output = EnumeratedDenoiser()(self.sample).logits
-            self.layout, self.index = (populations, 8, 1), 2
-
-    assert torch.equal(value(Context(1)), value(Context(2))[:8])
-    assert not torch.equal(value(Context(2))[:8], value(Context(2))[8:])
-    assert bool(one.log_weights.isfinite().all())
+    _, _, two = steered(fk(1.0, draws=4), particles=8, populations=2)
+    first = two.records[0].rewards["twos_and_ends"]
+    assert torch.equal(one.records[0].rewards["twos_and_ends"][0], first[0])
+    assert not torch.equal(first[0], first[1])
 
 
 def test_scale_zero_is_the_unsteered_pipeline():
@@ -102,9 +92,7 @@ def test_scale_zero_is_the_unsteered_pipeline():
 
 
 def test_bad_values_are_refused():
-    with pytest.raises(ValueError, match="draws: got -1"):
-        TokenValue(PIPE.scheduler, twos_and_ends, 1.0, draws=-1)
-    with pytest.raises(ValueError, match="seed: is needed"):
-        TokenValue(PIPE.scheduler, twos_and_ends, 1.0, draws=2)
+    with pytest.raises(ValueError, match="n: got 0"):
+        Draws(0)
     with pytest.raises(ValueError, match="scale: got inf"):
-        TokenValue(PIPE.scheduler, twos_and_ends, math.inf)
+        fk(math.inf)

@@ -20,6 +20,7 @@ from feynkac.steering import (
     FKSteering,
     SoftValueGuidance,
     SteeringError,
+    Target,
     attach,
     every,
     steer,
@@ -92,7 +93,7 @@ def exact_value(chain, case):
     reward, scale = CASES[case]
 
     def value(context):
-        return chain.log_value(context.index, context.sample.flatten(), reward, scale)
+        return chain.log_value(context.index, context.sample.flatten(), reward, scale) / scale
 
     return value
 
@@ -201,15 +202,17 @@ class ForgetsCarriedWeights(FKSteering):
         weighed = super().weigh(context, memory)
         return type(weighed)(torch.zeros_like(weighed.log_potential), weighed.memory)
 
-    def log_target(self, final, decode):
-        return torch.zeros(len(final), dtype=torch.float64)
+    def target(self, final, memory):
+        zeros = torch.zeros(len(final.sample), dtype=torch.float64)
+        return Target(zeros, zeros)
 
 
 class RunningMaximumAsTarget(FKSteering):
     """The last weight uses the running maximum of the reward instead of the reward of the sample."""
 
-    def log_target(self, final, decode):
-        return super().log_target(final, decode).clamp_min(self.scale * 0.5)
+    def target(self, final, memory):
+        right = super().target(final, memory)
+        return Target(right.log_tilt.clamp_min(self.scale * 0.5), right.reward)
 
 
 @pytest.mark.parametrize("wrong", [ForgetsCarriedWeights, RunningMaximumAsTarget])

@@ -1,0 +1,158 @@
+"""How particles move: the scheduler's own step, or the Gaussian step that keeps the marginals."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..fkc import Streams
+from .errors import SteeringError
+from .kernel import gaussian_step, log_ratio, step_deviation
+from .layout import Layout
+from .predictions import clean_prediction, noise_prediction
+from .schedulers import Level, SchedulerRule
+
+__all__ = ["GaussianMove", "Step", "Transition", "native_move", "previous_sample", "row_generators"]
+
+Transition = Literal["native", "stochastic"]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One call of a scheduler's ``step``.
+
+    Attributes:
+        scheduler: the live one.
+        base_step: of its own class.
+        signature: of that.
+        arguments: by name, without ``self``.
+    """
+
+    scheduler: Any
+    base_step: Callable[..., Any]
+    bound: inspect.BoundArguments
+    arguments: dict[str, Any]
+
+    @classmethod
+    def of(cls, scheduler: Any, base_step: Callable[..., Any], bound: inspect.BoundArguments) -> "Step":
+        """The call as the pipeline made it."""
+        return cls(scheduler, base_step, bound, {k: v for k, v in bound.arguments.items() if k != "self"})
+
+    @property
+    def takes_generator(self) -> bool:
+        """The scheduler's step has an argument for it."""
+        return "generator" in self.bound.signature.parameters
+
+    def with_arguments(self, arguments: dict[str, Any]) -> "Step":
+        """The same call with other arguments."""
+        return Step(self.scheduler, self.base_step, self.bound, arguments)
+
+    def made(self) -> Any:
+        """Run the base's step."""
+        call = inspect.BoundArguments(self.bound.signature, self.bound.arguments.copy())
+        call.arguments.update(self.arguments)
+        return self.base_step(*call.args, **call.kwargs)
+
+
+def row_generators(streams: Streams, layout: Layout) -> list[torch.Generator]:
+    """A generator for every row: that of its population, so that a population's noise is its own."""
+    per = layout.particles * layout.candidates
+    return [generator for generator in streams.noise for _ in range(per)] * layout.tiles
+
+
+def native_move(step: Step, streams: Streams, layout: Layout) -> Any:
+    """The scheduler's own step; the rows' own generators where it takes one and the pipeline passed none."""
+    if step.takes_generator and step.arguments.get("generator") is None:
+        generators = row_generators(streams, layout)
+        return step.with_arguments({**step.arguments, "generator": generators}).made()
+    return step.made()
+
+
+@dataclass(frozen=True)
+class GaussianMove:
+    """The Gaussian step of :mod:`.kernel` in the scheduler's place.
+
+    Attributes:
+        rule: of the scheduler.
+        eta: noise, 0 to 1.
+    """
+
+    rule: SchedulerRule
+    eta: float
+
+    def refuse(self, scheduler: Any) -> None:
+        """Raises SteeringError where the step is not defined."""
+        if self.rule.stages > 1 or not self.rule.posterior_mean:
+            raise SteeringError(
+                f"{type(scheduler).__name__}: the stochastic step needs one evaluation a move and a clean prediction "
+                'that is a posterior mean; use transition="native" or another scheduler'
+            )
+
+    def deviation(self, level: Level, following: Level) -> float:
+        """Standard deviation of the move."""
+        return step_deviation(level, following, self.eta)
+
+    def __call__(
+        self,
+        step: Step,
+        levels: tuple[Level, Level],
+        generators: list[torch.Generator],
+        gradient: Tensor | None,
+    ) -> tuple[Any, Tensor | None]:
+        """Move from the first of ``levels`` to the second.
+
+        Args:
+            step: the call in whose place the move is made.
+            levels: before and after.
+            generators: one a row, where the pipeline passes none.
+            gradient: (rows of one tile, ...): the mean is shifted by the variance times this.
+
+        Returns:
+            What the base's step would return, with other previous samples; and log p/q of the rows, if shifted.
+        """
+        level, following = levels
+        sample, output = step.arguments["sample"], step.arguments["model_output"]
+        aside = dict(step.arguments)
+        if step.takes_generator:  # the base only advances its counters; its noise is unused
+            aside["generator"] = torch.Generator().manual_seed(0)
+        result = step.with_arguments(aside).made()
+        exploding = self.rule.family in ("ve", "edm")
+        if output.ndim == sample.ndim and output.shape[1] == 2 * sample.shape[1]:
+            output = output.split(sample.shape[1], dim=1)[0]  # the learned-variance half is no prediction
+        clean = clean_prediction(sample, output, level, self.rule.prediction(step.scheduler), exploding=exploding)
+        gaussian = gaussian_step(clean, noise_prediction(sample, clean, level), level, following, self.eta)
+        moved, ratio = gaussian.mean, None
+        if gaussian.std > 0.0:
+            z = _noise(moved, step.arguments.get("generator") or generators)
+            moved = moved + gaussian.std * z
+            if gradient is not None:
+                shift = gaussian.std**2 * gradient.to(moved)
+                rows = len(gradient)
+                moved = torch.cat([moved[:rows] + shift, moved[rows:]]) if len(moved) > rows else moved + shift
+                ratio = log_ratio(shift, z[:rows], gaussian.std).cpu()
+        return _with_previous(result, moved), ratio
+
+
+def _noise(like: Tensor, generator: Any) -> Tensor:
+    from diffusers.utils.torch_utils import randn_tensor
+
+    noise: Tensor = randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+    return noise
+
+
+def previous_sample(output: Any) -> Tensor:
+    """x' of what ``step`` returned, a tuple or an output object."""
+    previous: Tensor = output[0] if isinstance(output, tuple) else output.prev_sample
+    return previous
+
+
+def _with_previous(output: Any, moved: Tensor) -> Any:
+    """The base's own form of output, with another previous sample in the base's dtype."""
+    moved = moved.to(previous_sample(output).dtype)
+    if type(output) is tuple:
+        return (moved, *output[1:])
+    output["prev_sample"] = moved
+    return output

@@ -1,0 +1,211 @@
+r"""The scale lambda of a tilt exp(lambda r): a number, a schedule on the way to it, or found from the particles.
+
+Only the last value is a target; those on the way choose intermediate values and cancel. A scale that is found from
+the particles is found in each population by itself; like any adaptive choice it leaves the evidence consistent but
+no longer exactly unbiased (Beskos et al. 2016, "On the convergence of adaptive sequential Monte Carlo methods").
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..fkc.tempering import conditional_ess
+from ..fkc.weights import log_sum_exp
+
+__all__ = ["Fixed", "Scale", "ScaleQuestion", "Scheduled", "TargetESS", "TargetKL", "as_scale"]
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleQuestion:
+    """What a scale may look at, population by population.
+
+    Attributes:
+        fraction: of the trajectory, in [0, 1); 1 at the end.
+        previous: (P,) the last scale found, 0 at the beginning.
+        reward: (P, N) float64 of the rows, candidates included.
+        log_base: (P, N) log-weights of the rows as draws of the untilted sampler.
+        log_weights: (P, N) that the rows carry.
+        log_increment: lambda (P,) -> (P, N) what their log-weights would gain.
+    """
+
+    fraction: float
+    previous: Tensor
+    reward: Tensor
+    log_base: Tensor
+    log_weights: Tensor
+    log_increment: Callable[[Tensor], Tensor]
+
+
+class Scale(Protocol):
+    """A rule for lambda."""
+
+    adaptive: bool
+
+    def on_the_way(self, question: ScaleQuestion) -> Tensor:
+        """(P,) lambda of an intermediate value."""
+        ...
+
+    def at_the_end(self, question: ScaleQuestion) -> Tensor:
+        """(P,) lambda of the target."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """One number."""
+
+    value: float
+    adaptive = False
+
+    def __post_init__(self) -> None:
+        _refuse_scale(self.value)
+
+    def on_the_way(self, question: ScaleQuestion) -> Tensor:
+        """The number."""
+        return torch.full_like(question.previous, self.value)
+
+    at_the_end = on_the_way
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """lambda ``factor``(fraction of the trajectory) on the way, lambda at the end.
+
+    Attributes:
+        value: lambda.
+        factor: e.g. ``lambda u: u ** 2``; finite.
+    """
+
+    value: float
+    factor: Callable[[float], float]
+    adaptive = False
+
+    def __post_init__(self) -> None:
+        _refuse_scale(self.value)
+
+    def on_the_way(self, question: ScaleQuestion) -> Tensor:
+        """lambda factor(fraction).
+
+        Raises:
+            ValueError: the factor is not a finite number.
+        """
+        factor = float(self.factor(question.fraction))
+        if not math.isfinite(factor):
+            raise ValueError(f"factor: got {factor} at fraction {question.fraction}, expected a finite number")
+        return torch.full_like(question.previous, self.value * factor)
+
+    def at_the_end(self, question: ScaleQuestion) -> Tensor:
+        """lambda."""
+        return torch.full_like(question.previous, self.value)
+
+
+@dataclass(frozen=True)
+class TargetESS:
+    """The scale rises at every scored step as far as the effective sample size allows.
+
+    Attributes:
+        fraction: of the particles; the conditional effective sample size of one step (Zhou, Johansen and Aston 2016,
+            eq. 3.16: what the step's own increment leaves of the weighted particles) does not fall below it.
+        value: lambda of the target, which the rise never passes and the end always has; None: the target is whatever
+            scale was reached.
+    """
+
+    fraction: float
+    value: float | None = None
+    adaptive = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.fraction < 1.0:
+            raise ValueError(f"fraction: got {self.fraction}, expected a number between 0 and 1")
+        if self.value is not None:
+            _refuse_scale(self.value)
+
+    def on_the_way(self, question: ScaleQuestion) -> Tensor:
+        """The largest lambda, not below the last one, that leaves enough."""
+
+        def enough(scale: Tensor) -> Tensor:
+            left = conditional_ess(question.log_weights, question.log_increment(scale))
+            return left >= self.fraction
+
+        limit = math.inf if self.value is None else self.value
+        return _largest(enough, question.previous, limit)
+
+    def at_the_end(self, question: ScaleQuestion) -> Tensor:
+        """lambda, or as far as the last step allows."""
+        if self.value is not None:
+            return torch.full_like(question.previous, self.value)
+        return self.on_the_way(question)
+
+
+@dataclass(frozen=True)
+class TargetKL:
+    r"""The scale at which the tilted law is ``nats`` away from the sampler's own:
+
+    .. math:: KL(p_\lambda\|p) = \lambda E_\lambda[r] - \log Z(\lambda) = \text{nats},
+
+    both terms estimated from the particles with their paths' weights.
+
+    Attributes:
+        nats: of the target.
+        largest: lambda is never larger (needed where the reward is bounded and the wish is not reachable).
+    """
+
+    nats: float
+    largest: float = 1e6
+    adaptive = True
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.nats) and self.nats >= 0.0):
+            raise ValueError(f"nats: got {self.nats}, expected a finite number >= 0")
+        _refuse_scale(self.largest)
+
+    def on_the_way(self, question: ScaleQuestion) -> Tensor:
+        """The root in lambda."""
+        base = question.log_base - log_sum_exp(question.log_base)[:, None]
+        alive = base > -math.inf
+        reward = torch.where(alive & (question.reward > -math.inf), question.reward, 0.0)
+
+        def within(scale: Tensor) -> Tensor:
+            tilted = torch.where(question.reward > -math.inf, base + scale[:, None] * reward, -math.inf)
+            log_z = log_sum_exp(tilted)
+            shares = (tilted - torch.where(log_z.isfinite(), log_z, 0.0)[:, None]).exp()
+            return scale * (shares * reward).sum(dim=1) - log_z <= self.nats
+
+        return _largest(within, torch.zeros_like(question.previous), self.largest)
+
+    at_the_end = on_the_way
+
+
+def as_scale(scale: "float | Scale") -> Scale:
+    """A number as a rule; rules as they are."""
+    return Fixed(float(scale)) if isinstance(scale, int | float) else scale
+
+
+def _refuse_scale(value: float) -> None:
+    if not (math.isfinite(value) and value >= 0.0):
+        raise ValueError(f"scale: got {value}, expected a finite number >= 0 (negate the reward to steer away)")
+
+
+def _largest(holds: Callable[[Tensor], Tensor], start: Tensor, limit: float) -> Tensor:
+    """The largest scale from ``start`` to ``limit`` (P,) at which a falling condition holds, by doubling and
+    bisection to 50 bits; ``start`` itself if it fails there."""
+    low, step = start.clone(), torch.ones_like(start)
+    ceiling = torch.full_like(start, min(limit, 1e12))
+    high = torch.minimum(low + step, ceiling)
+    for _ in range(64):
+        good = holds(high) & (high < ceiling)
+        if not bool(good.any()):
+            break
+        low = torch.where(good, high, low)
+        step = torch.where(good, 2.0 * step, step)
+        high = torch.where(good, torch.minimum(low + step, ceiling), high)
+    at_ceiling = holds(high) & (high >= ceiling)
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        good = holds(middle)
+        low, high = torch.where(good, middle, low), torch.where(good, high, middle)
+    return torch.where(at_ceiling, ceiling, low)
