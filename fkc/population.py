@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Generator, Tensor
 
 from .errors import NonFiniteWeightWarning, PopulationCollapsed, WeightError
 from .resampling import Scheme, get_scheme, resample
-from .weights import as_log_weights, effective_sample_size, log_mean_exp, row_sum
+from .weights import Summary, as_log_weights, row_sum
 
 __all__ = ["Population"]
 
@@ -93,25 +94,26 @@ class Population:
     @property
     def log_evidence(self) -> Tensor:
         """Log of the evidence estimate, ``(P,)`` float64, the weights still carried included."""
-        return self.log_base + log_mean_exp(self.log_weights)
+        return self.log_base + self._summary.log_mean
 
     @property
     def ess(self) -> Tensor:
         """Effective sample size ``(P,)``, in particles: 1..K, or 0 for a collapsed population."""
-        return effective_sample_size(self.log_weights)
+        return self._summary.ess
 
     @property
     def weights(self) -> Tensor:
         """Normalised weights ``(P, K)``; a collapsed population has zeros."""
-        top = self.log_weights.amax(dim=-1, keepdim=True)
-        weights = (self.log_weights - torch.where(top.isfinite(), top, 0.0)).exp()
-        total = weights.cumsum(dim=-1)[:, -1:]
-        return weights / torch.where(total > 0, total, 1.0)
+        return self._summary.weights
 
     @property
     def collapsed(self) -> Tensor:
         """``(P,)`` bool: no particle alive."""
-        return self.log_weights.amax(dim=-1) == -math.inf
+        return self._summary.total == 0.0
+
+    @cached_property
+    def _summary(self) -> Summary:
+        return Summary.of(self.log_weights)
 
     @property
     def n_dead(self) -> Tensor:
@@ -134,22 +136,17 @@ class Population:
                 ``on_collapse="raise"``.
         """
         increment = log_increment.to(self.log_weights).expand_as(self.log_weights)
-        alive = self.log_weights > -math.inf
-        self._refuse_infinite(alive & (increment == math.inf))
-        nan = alive & increment.isnan()
-        if bool(nan.any()) and not bool(self.n_nan.any()):
-            warnings.warn(
-                f"step {int(self.n_reweightings.max())}: {int(nan.sum())} log-weight increments are NaN; "
-                "those particles count as dead",
-                NonFiniteWeightWarning,
-                stacklevel=2,
-            )
-        updated = torch.where(alive & ~nan, self.log_weights + increment, -math.inf)
-        result = replace(
-            self,
-            log_weights=updated,
-            n_reweightings=self.n_reweightings + 1,
-            n_nan=self.n_nan + nan.sum(dim=-1),
+        updated, n_nan = self.log_weights + increment, self.n_nan
+        if not bool((updated < math.inf).all()):  # NaN or infinite somewhere
+            updated, n_nan = self._contained(increment)
+        result = Population(
+            updated,
+            self.log_base,
+            self.roots,
+            self.log_coalescence,
+            self.n_resamplings,
+            self.n_reweightings + 1,
+            n_nan,
         )
         if on_collapse == "raise":
             result._refuse_collapse()
@@ -176,22 +173,29 @@ class Population:
             resample), or None if no population did. Apply the ancestors to everything a particle carries.
         """
         due = (self.ess < threshold * self.n_particles) & ~self.collapsed
-        rows = due.nonzero().reshape(-1)
-        if rows.numel() == 0:
+        if not bool(due.any()):
             return self, None
-        chosen = get_scheme(scheme)
+        if bool(due.all()):
+            return self._all_resampled(generator, get_scheme(scheme))
+        rows = due.nonzero().reshape(-1)
         generators = generator if isinstance(generator, Generator) else [generator[r] for r in rows.tolist()]
-        identity = torch.arange(self.n_particles, device=rows.device)
-        ancestors = identity.expand(self.n_populations, self.n_particles).clone()
-        ancestors[rows] = resample(self.log_weights[rows], chosen, generators)
-        lost_pairs = _lost_pairs(self.weights, chosen)
-        result = replace(
-            self,
-            log_weights=torch.where(due[:, None], 0.0, self.log_weights),
-            log_base=torch.where(due, self.log_evidence, self.log_base),
-            roots=self.roots.gather(-1, ancestors),
-            log_coalescence=self.log_coalescence - torch.where(due, torch.log1p(-lost_pairs), 0.0),
-            n_resamplings=self.n_resamplings + due,
+        part, drawn = self.select(rows)._all_resampled(generators, get_scheme(scheme))
+        ancestors = torch.arange(self.n_particles, device=rows.device).repeat(self.n_populations, 1)
+        ancestors[rows] = drawn
+        return self.updated(rows, part), ancestors
+
+    def _all_resampled(self, generator: Generator | Sequence[Generator], scheme: Scheme) -> tuple[Population, Tensor]:
+        """Every population resamples."""
+        ancestors = resample(self.log_weights, scheme, generator)
+        lost_pairs = _lost_pairs(self.weights, scheme)
+        result = Population(
+            torch.zeros_like(self.log_weights),
+            self.log_evidence,
+            self.roots.gather(-1, ancestors),
+            self.log_coalescence - torch.log1p(-lost_pairs),
+            self.n_resamplings + 1,
+            self.n_reweightings,
+            self.n_nan,
         )
         return result, ancestors
 
@@ -218,6 +222,21 @@ class Population:
         """
         return cls(**{f.name: state[f.name].clone() for f in fields(cls)})
 
+    def _contained(self, increment: Tensor) -> tuple[Tensor, Tensor]:
+        """New log-weights where some increments are not numbers, and how many of those there were so far."""
+        alive = self.log_weights > -math.inf
+        self._refuse_infinite(alive & (increment == math.inf))
+        nan = alive & increment.isnan()
+        if bool(nan.any()) and not bool(self.n_nan.any()):
+            warnings.warn(
+                f"step {int(self.n_reweightings.max())}: {int(nan.sum())} log-weight increments are NaN; "
+                "those particles count as dead",
+                NonFiniteWeightWarning,
+                stacklevel=3,
+            )
+        updated = torch.where(alive & ~nan, self.log_weights + increment, -math.inf)
+        return updated, self.n_nan + nan.sum(dim=-1)
+
     def _refuse_infinite(self, infinite: Tensor) -> None:
         if bool(infinite.any()):
             rows = infinite.any(dim=-1).nonzero().reshape(-1).tolist()
@@ -238,5 +257,8 @@ def _lost_pairs(weights: Tensor, scheme: Scheme) -> Tensor:
     multinomial."""
     k = weights.shape[-1]
     distinct = 1 - row_sum(weights.square())
-    lost = scheme.copy_variance(weights) / (k**2 * distinct.clamp_min(torch.finfo(torch.float64).tiny))
+    lost = scheme.copy_variance(weights) / (k**2 * distinct.clamp_min(_TINY))
     return torch.where(distinct > 0, lost, 0.0).clamp(0.0, 1.0 - 1e-12)
+
+
+_TINY = torch.finfo(torch.float64).tiny

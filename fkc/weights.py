@@ -8,6 +8,7 @@ of importance-sampling draws), and a row's result does not depend on the other r
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from .errors import WeightError
 __all__ = [
     "as_log_weights",
     "effective_sample_size",
+    "Summary",
     "log_evidence_std_error",
     "log_mean_exp",
     "log_sum_exp",
@@ -34,16 +36,21 @@ def as_log_weights(log_weights: Tensor) -> Tensor:
     Raises:
         WeightError: an entry is NaN or ``+inf``, or the last axis is empty.
     """
+    return _checked(log_weights)[0]
+
+
+def _checked(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-weights as float64, and the largest of each row (...,)."""
     if log_weights.ndim == 0 or log_weights.shape[-1] == 0:
         raise WeightError(
             f"log-weights need a last axis with at least one particle, got shape {tuple(log_weights.shape)}"
         )
     values = log_weights.to(torch.float64)
     top = values.amax(dim=-1)  # NaN if any entry is NaN: one pass finds both faults
-    if bool((top.isnan() | (top == math.inf)).any()):
+    if not bool((top < math.inf).all()):
         n_nan, n_inf = int(values.isnan().sum()), int((values == math.inf).sum())
         raise WeightError(f"log-weights hold {n_nan} NaN and {n_inf} +inf entries; a weight must be finite or zero")
-    return values
+    return values, top
 
 
 def row_sum(values: Tensor) -> Tensor:
@@ -64,10 +71,8 @@ def log_sum_exp(log_weights: Tensor) -> Tensor:
     Returns:
         ``(...,)`` float64.
     """
-    values = as_log_weights(log_weights)
-    top = values.amax(dim=-1)
-    shift = torch.where(top.isfinite(), top, 0.0)
-    return shift + row_sum((values - shift[..., None]).exp()).log()
+    summary = Summary.of(log_weights)
+    return summary.shift + summary.total.log()
 
 
 def log_mean_exp(log_weights: Tensor, dim: int = -1) -> Tensor:
@@ -80,8 +85,7 @@ def log_mean_exp(log_weights: Tensor, dim: int = -1) -> Tensor:
     Returns:
         float64, that axis removed; ``-inf`` where every particle is dead.
     """
-    values = log_weights.movedim(dim, -1)
-    return log_sum_exp(values) - math.log(values.shape[-1])
+    return Summary.of(log_weights.movedim(dim, -1)).log_mean
 
 
 def normalize(log_weights: Tensor) -> Tensor:
@@ -117,11 +121,53 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     References:
         Kong, Liu and Wong (1994), JASA 89, 278, section 4.
     """
-    values = as_log_weights(log_weights)
-    top = values.amax(dim=-1, keepdim=True)
-    weights = (values - torch.where(top.isfinite(), top, 0.0)).exp()
-    # The maximum is one, so the sum of squares of a row that lives is at least one.
-    return row_sum(weights).square() / row_sum(weights.square()).clamp_min(0.5)
+    return Summary.of(log_weights).ess
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """What one pass over log-weights ``(..., K)`` gives: everything else is a few numbers a row.
+
+    Attributes:
+        shift: ``(...,)`` the largest log-weight of a row; a finite number where all are dead.
+        relative: ``(..., K)`` weights over the largest one.
+        total: ``(...,)`` their sum, at least 1 for a row that lives, 0 for a dead one.
+    """
+
+    shift: Tensor
+    relative: Tensor
+    total: Tensor
+
+    @classmethod
+    def of(cls, log_weights: Tensor) -> Summary:
+        """One pass.
+
+        Raises:
+            WeightError: see :func:`as_log_weights`.
+        """
+        values, top = _checked(log_weights)
+        shift = top.clamp_min(_LOWEST)
+        relative = (values - shift[..., None]).exp_()
+        return cls(shift, relative, row_sum(relative))
+
+    @property
+    def ess(self) -> Tensor:
+        """Kish's effective sample size ``(...,)``; 0 for a dead row."""
+        # the largest weight is one, so the sum of squares of a row that lives is at least one
+        return self.total.square() / row_sum(self.relative.square()).clamp_min(0.5)
+
+    @property
+    def log_mean(self) -> Tensor:
+        """Log of the mean weight ``(...,)``; ``-inf`` for a dead row."""
+        return self.shift + (self.total / self.relative.shape[-1]).log()
+
+    @property
+    def weights(self) -> Tensor:
+        """Normalised weights ``(..., K)``; zeros for a dead row."""
+        return self.relative / self.total.clamp_min(0.5)[..., None]
+
+
+_LOWEST = torch.finfo(torch.float64).min
 
 
 def log_evidence_std_error(log_weights: Tensor) -> Tensor:

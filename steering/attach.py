@@ -8,11 +8,13 @@ run.log_weights, run.log_evidence, run.ess
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
 from ..fkc.errors import PopulationCollapsed
+from ..fkc.run_state import Checkpoint
 from .controller import Controller, Settings
 from .controls import Control
 from .decode.around_run import RunDecoding
@@ -22,6 +24,7 @@ from .errors import SteeringError
 from .hook import listening
 from .moves import Transition
 from .particles import Final
+from .resume import TrajectoryStore
 from .run import Run
 
 __all__ = ["attach", "steer"]
@@ -45,6 +48,8 @@ def attach(
     exact: bool = False,
     decode: Callable[[Tensor], Any] | None = None,
     preview: Callable[[Tensor], Any] | None = None,
+    checkpoint: Checkpoint | None = None,
+    resume: bool = False,
 ) -> Iterator[Run]:
     """Steer every call of ``pipe`` made inside the block.
 
@@ -66,12 +71,16 @@ def attach(
         exact: refuse anything that changes the law, such as a clipped clean prediction.
         decode: clean latents -> what rewards on images see; the pipeline's own decoding if None.
         preview: the same for x0-hat on the way alone, such as a small autoencoder; ``decode`` if None.
+        checkpoint: folder, and after how many calls of the scheduler's step the whole state is written to it.
+        resume: go on from the checkpoint, if there is one: call the pipeline with the same arguments, its denoiser is
+            not asked again about steps already made, and the result has the bits of a run never stopped.
 
     Yields:
         The :class:`Run`, filled when the pipeline has returned.
 
     Raises:
         SteeringError: unknown scheduler, wrong number of rows, a deterministic step; before or at the first step.
+        CheckpointError: the folder holds a checkpoint and ``resume`` is False, or one of another run.
         PopulationCollapsed: all samples of a prompt are impossible; raised at the end of the block, with the other
             prompts' outputs intact.
     """
@@ -88,12 +97,19 @@ def attach(
     recorded = any(getattr(getattr(c, "gradient", None), "through", None) == "denoiser" for c in controls)
     tap = DenoiserTap(pipe, chunk_size=chunk_size, record=recorded)
     decoding = RunDecoding(pipe, decode, preview, chunk_size)
-    controller = Controller(controls, settings, run, decoding, tap, tiles_of(pipe) if controls else 1)
+    store = None if checkpoint is None else TrajectoryStore(pipe, checkpoint, resume, _identity(settings, controls))
+    controller = Controller(controls, settings, run, decoding, tap, tiles_of(pipe) if controls else 1, store)
     with listening(scheduler, controller), tap.attached():
         yield run
     if run.population is not None and bool(run.population.collapsed.any()):
         dead = run.population.collapsed.nonzero().flatten().tolist()
         raise PopulationCollapsed(dead, len(run.records), particles, run)
+
+
+def _identity(settings: Settings, controls: tuple[Control, ...]) -> dict[str, Any]:
+    """What must be the same in a run that goes on with another's checkpoint; chunks may differ."""
+    named = {name: value for name, value in asdict(settings).items() if name != "chunk_size"}
+    return {**named, "controls": [f"{type(control).__name__}({control.name})" for control in controls]}
 
 
 def _check_numbers(

@@ -1,5 +1,6 @@
 """What a control sees: one move before it is made, and the final states."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -134,7 +135,7 @@ class StepContext:
             return self.draw_clean(self.sample, self.output, n, [g for g in generators for _ in range(rows)])
         shape = (rows, n, *self.clean.shape[1:])
         z = torch.cat([torch.randn(shape, generator=g, dtype=self.clean.dtype) for g in generators])
-        deviation = self.posterior_variance(data_variance) ** 0.5
+        deviation = math.sqrt(self.posterior_variance(data_variance))
         return self.clean[:, None] + deviation * z.to(self.clean.device)
 
 

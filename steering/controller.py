@@ -9,17 +9,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..fkc import Streams
 from .context import StepContext
 from .controls import Control
-from .denoiser import DenoiserTap
+from .denoiser import DenoiserTap, has_caches
 from .errors import DeterministicStep, SteeringError
 from .gather import gather_arguments, gather_caches, gather_history, gather_output
 from .layout import Layout
 from .moves import GaussianMove, Step, Transition, native_move, previous_sample, row_generators
 from .particles import Final, Particles
+from .resume import Restored, TrajectoryStore
 from .run import Run
 from .schedulers import Level, SchedulerRule, rule_for, step_position
 
@@ -75,6 +77,8 @@ class Trajectory:
         particles: weights and memories.
         streams: random streams of the populations.
         move: the Gaussian move, or None where the scheduler moves.
+        cached: the denoiser has feature caches, which move with the particles.
+        calls: of the scheduler's step so far.
         position: of the current move.
         rows: of the batch that went on in the current move; None if all stayed.
     """
@@ -86,6 +90,8 @@ class Trajectory:
     particles: Particles
     streams: Streams
     move: GaussianMove | None
+    cached: bool
+    calls: int = 0
     position: int = -1
     rows: Tensor | None = None
 
@@ -111,11 +117,14 @@ class Controller:
         decoding: Decoding,
         tap: DenoiserTap,
         tiles: int = 1,
+        store: TrajectoryStore | None = None,
     ) -> None:
         self.controls, self.settings, self.run = tuple(controls), settings, run
         self.decoding, self.tap, self.tiles = decoding, tap, tiles
         self.candidates = max([c.candidates for c in controls] + [1])
         self.trajectory: Trajectory | None = None
+        self.store = store
+        self._saved: Restored | None = None
         self._primary: Any = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Controller":
@@ -131,6 +140,8 @@ class Controller:
             self.tap.begin_run(rows)
             if any(getattr(control, "on", None) == "images" for control in self.controls):
                 self.decoding.begin()
+            self._saved = None if self.store is None else self.store.saved()
+            self.tap.silent = self._saved is not None
 
     def on_step(self, scheduler: Any, base_step: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
         """Weigh, choose, resample, then let the base (or the stochastic kernel) move."""
@@ -141,20 +152,47 @@ class Controller:
         if self.trajectory is None:
             self.trajectory = self._started(step)
         trajectory = self.trajectory
+        trajectory.calls += 1
+        if self._saved is not None:
+            return self._forwarded(step, trajectory, self._saved)
         place = step_position(scheduler, step.arguments["timestep"])
         self.run.calls.denoiser += trajectory.particles.live.rows
-        if not place.first:  # the second evaluation of a two-stage solver: same move, same particles
-            self.tap.end_step()
-            return step.made()
-        trajectory.position = place.move - trajectory.first
-        trajectory.rows = self._weighed(step, trajectory)
-        if trajectory.rows is not None:
-            step = self._gathered(step, trajectory)
-        output = self._moved(step, trajectory)
-        if trajectory.position == trajectory.n_moves - 1:
+        last = False
+        if place.first:
+            trajectory.position = place.move - trajectory.first
+            trajectory.rows = self._weighed(step, trajectory)
+            if trajectory.rows is not None:
+                step = self._gathered(step, trajectory)
+            output = self._moved(step, trajectory)
+            last = trajectory.position == trajectory.n_moves - 1
+        else:  # the second evaluation of a two-stage solver: same move, same particles
+            output = step.made()
+        if last:
             output = self._finished(output, trajectory)
+        elif self.store is not None and self.store.due(trajectory.calls):
+            self.store.write(trajectory.calls, scheduler, output, trajectory.particles.state(), self.run)
         self.tap.end_step()
         return output
+
+    def _forwarded(self, step: Step, trajectory: Trajectory, saved: Restored) -> Any:
+        """A call that the checkpoint has behind it: advance the scheduler's counters; at its own call put all back."""
+        if step.takes_generator:
+            step = step.with_arguments({**step.arguments, "generator": torch.Generator().manual_seed(0)})
+        place = step_position(step.scheduler, step.arguments["timestep"])
+        if place.first:
+            trajectory.position = place.move - trajectory.first
+        output = step.made()
+        self.tap.end_step()
+        if trajectory.calls < saved.calls:
+            return output
+        assert self.store is not None
+        saved.restore_scheduler(step.scheduler)
+        trajectory.particles.restore(saved.part("particles"))
+        saved.restore_run(self.run)
+        saved.restore_generators(self.store.pipe)
+        self._saved, self.tap.silent = None, False
+        self._skip_copies(trajectory)
+        return saved.output(output)
 
     # --- beginning ---------------------------------------------------------------------------------------------------
 
@@ -178,7 +216,10 @@ class Controller:
         particles = Particles(
             self.controls, layout, streams, ess_threshold=s.ess_threshold, resampler=s.resampler, run=self.run
         )
-        return Trajectory(layout, rule, rule.levels(scheduler)[first:], first, particles, streams, move)
+        cached = any(has_caches(module) for module in self.tap.modules)
+        if cached and self.store is not None:
+            raise SteeringError("checkpoint: the denoiser's feature cache is not saved; disable it")
+        return Trajectory(layout, rule, rule.levels(scheduler)[first:], first, particles, streams, move, cached)
 
     def _check_law(self, step: Step, rule: SchedulerRule, move: GaussianMove | None) -> None:
         """Refuse what would not be exact, say what is not the plain law."""
@@ -212,10 +253,13 @@ class Controller:
             return None
         particles = trajectory.particles
         rows = particles.weigh(self._context(step, trajectory))
-        self.tap.keep = (
-            None if particles.live_rows is None else trajectory.layout.standing_for(particles.live.candidates)
-        )
+        self._skip_copies(trajectory)
         return rows
+
+    def _skip_copies(self, trajectory: Trajectory) -> None:
+        """Tell the denoiser which of the coming rows are copies that nobody will judge."""
+        live = trajectory.particles.live.candidates
+        self.tap.keep = None if live == trajectory.layout.candidates else trajectory.layout.standing_for(live)
 
     def _context(self, step: Step, trajectory: Trajectory) -> StepContext:
         layout, particles, rule = trajectory.layout, trajectory.particles, trajectory.rule
@@ -268,11 +312,14 @@ class Controller:
         assert trajectory.rows is not None
         tiled = trajectory.layout.tiled(trajectory.rows)
         gather_history(step.scheduler, tiled, step.arguments["sample"].ndim)
-        gather_caches(self.tap.modules, tiled)
+        if trajectory.cached:
+            gather_caches(self.tap.modules, tiled)
         return step.with_arguments(gather_arguments(step.arguments, tiled))
 
     def _follow(self, step: Step) -> Any:
         """A second stream (audio beside video): the primary's ancestors of this step, then its own move."""
+        if self.store is not None:
+            raise SteeringError("checkpoint: a pipeline with two streams is not saved")
         if self.trajectory is not None and self.trajectory.rows is not None:
             step = self._gathered(step, self.trajectory)
         return step.made()

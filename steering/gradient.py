@@ -63,8 +63,9 @@ class Gradient:
 
     def direction(self, context: StepContext, log_value: Tensor, variable: Tensor, deviation: float) -> Tensor:
         """Gradient (rows, ...) float32 or float64 of the log-values (rows,) at x_t, scaled and limited."""
-        possible = torch.where(log_value.isfinite(), log_value, 0.0)
-        (gradient,) = torch.autograd.grad(possible.sum(), variable)
+        with torch.enable_grad():
+            total = torch.where(log_value.isfinite(), log_value, 0.0).sum()
+        (gradient,) = torch.autograd.grad(total, variable)
         gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         if self.through == "prediction":
             alpha, sigma = context.level.alpha, context.level.sigma

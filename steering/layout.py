@@ -1,6 +1,7 @@
 """How the rows of a batch are P populations of K particles with M candidates each."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -53,17 +54,22 @@ class Layout:
 
     def chosen(self, values: Tensor, child: Tensor) -> Tensor:
         """Of values (rows,) those of the chosen child (P, K): (P, K)."""
+        if self.candidates == 1:
+            return values.reshape(self.populations, self.particles)
         return self.grouped(values).gather(2, child[:, :, None])[:, :, 0]
 
     def rows_of(self, ancestors: Tensor, child: Tensor, slots: int) -> Tensor:
         """Row indices (P x K x ``slots``,) after particles were replaced by ``ancestors`` (P, K) and each took its
         ``child`` (P, K) for all its slots."""
-        population = torch.arange(self.populations)[:, None]
-        row = (population * self.particles + ancestors) * self.candidates
+        row = self._first_particles + ancestors
         if self.candidates > 1:
-            row = row + child.gather(1, ancestors)
+            row = row * self.candidates + child.gather(1, ancestors)
         row = row.reshape(-1)
         return row if slots == 1 else row.repeat_interleave(slots)
+
+    @cached_property
+    def _first_particles(self) -> Tensor:
+        return self.particles * torch.arange(self.populations)[:, None]
 
     def first(self, slots: int) -> Tensor:
         """Row indices of the first ``slots`` candidates of every particle."""

@@ -54,6 +54,7 @@ class Particles:
         self.memory: list[Memory] = [control.begin(rows) for control in self.controls]
         self.applied = [torch.zeros(rows, dtype=torch.float64) for _ in self.controls]
         self._judged = self._reward_calls()
+        self._first_child = torch.zeros((layout.populations, layout.particles), dtype=torch.int64)
         self.log_ratio: Tensor | None = None
         self.gradient: Tensor | None = None
         run.begin(self.population)
@@ -125,11 +126,12 @@ class Particles:
         if ancestors is None:
             ancestors = self._identity()
         before = self.live
-        self.live = replace(before, candidates=live)
+        if live != before.candidates:
+            self.live = replace(before, candidates=live)
         rows = before.rows_of(ancestors, child, live)
         self.memory = [{name: value[rows] for name, value in memory.items()} for memory in self.memory]
         self.applied = [value[rows] for value in self.applied]
-        batch = self.layout.rows_of(ancestors, child, self.layout.candidates)
+        batch = rows if self.layout.candidates == 1 else self.layout.rows_of(ancestors, child, self.layout.candidates)
         if self.gradient is not None:
             self.gradient = self.gradient[before.rows_of(ancestors, child, self.layout.candidates)]
         return batch
@@ -138,9 +140,9 @@ class Particles:
         """One live candidate a particle in proportion to exp(potential), and the particle's increment, (P, K) each."""
         if self.log_ratio is not None:
             potential = torch.where(potential > -torch.inf, potential + self.log_ratio, -torch.inf)
-        grouped = self.live.grouped(potential)
         if self.live.candidates == 1:
-            return torch.zeros(grouped.shape[:2], dtype=torch.int64), grouped[:, :, 0]
+            return self._first_child, potential.reshape(self.layout.populations, self.layout.particles)
+        grouped = self.live.grouped(potential)
         if any(getattr(control, "greedy", False) for control in self.controls):
             self.run.note(
                 "temperature 0 keeps the best candidate: outputs are not weighted draws of a target", biased=True
@@ -151,6 +153,29 @@ class Particles:
         shares = torch.nan_to_num((grouped - total[:, :, None]).exp()).cumsum(dim=2)
         draw = uniform(self.streams.resampling, (self.layout.particles,))[:, :, None] * shares[:, :, -1:]
         return (shares <= draw).sum(dim=2).clamp(max=self.live.candidates - 1), increment
+
+    # --- on disk -----------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything that changes during a run, as tensors and plain data."""
+        return {
+            "population": self.population.state_dict(),
+            "streams": self.streams.state_dict(),
+            "memory": self.memory,
+            "applied": self.applied,
+            "log_ratio": self.log_ratio,
+            "live": self.live.candidates,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state`; the generators of ``streams`` keep their identity."""
+        self.population = Population.from_state_dict(state["population"])
+        self.run.population = self.population
+        for name, generators in (("noise", self.streams.noise), ("resampling", self.streams.resampling)):
+            for generator, saved in zip(generators, state["streams"][name], strict=True):
+                generator.set_state(saved.clone())
+        self.memory, self.applied, self.log_ratio = state["memory"], state["applied"], state["log_ratio"]
+        self.live = replace(self.live, candidates=state["live"])
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

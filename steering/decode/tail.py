@@ -16,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..denoiser.find import argument_names, named_denoisers, plain_module
+from ..denoiser.rows import Call
+from ..denoiser.silence import Zeros, zeros_for
 from ..errors import SteeringError
 from ..hook import plain_class
 from .call import PipelineCall, running_call
 
 __all__ = ["TailDecoder", "tiles_of"]
 
-_DENOISERS = ("unet", "transformer", "transformer_2", "transformer_3", "decoder", "prior", "controlnet")
 _DROPPED = ("timesteps", "sigmas", "callback", "callback_steps", "denoising_end", "return_dict")
 _DROPPED_CALLBACKS = ("callback_on_step_end", "callback_on_step_end_tensor_inputs")
 
@@ -103,27 +105,18 @@ def _one_step(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _without_denoising(pipe: Any, latents: Tensor) -> Any:
     tail = copy.copy(pipe)
-    for name in _DENOISERS:
-        module = getattr(pipe, name, None)
-        if isinstance(module, nn.Module):
-            object.__setattr__(tail, name, _silent(module))
+    for name, module in named_denoisers(pipe).items():
+        object.__setattr__(tail, name, _silent(module))
     object.__setattr__(tail, "scheduler", _returning(pipe.scheduler, latents))
     object.__setattr__(tail, "maybe_free_model_hooks", lambda: None)  # nested: the run around it still needs them
     object.__setattr__(tail, "_progress_bar_config", {"disable": True})
     return tail
 
 
-class _Zeros(tuple[Tensor]):
-    """Looks like a model's output object and like its tuple."""
-
-    @property
-    def sample(self) -> Tensor:
-        return self[0]
-
-
 def _silent(module: nn.Module) -> nn.Module:
-    """A copy that shares everything but answers zeros like its first tensor argument, without hooks."""
-    module = getattr(module, "_orig_mod", module)  # a compiled module
+    """A copy that shares everything but answers zeros, without hooks."""
+    module = plain_module(module)
+    names = argument_names(module)
     silent = copy.copy(module)
     vars(silent).update(
         _forward_hooks=OrderedDict(),
@@ -133,13 +126,8 @@ def _silent(module: nn.Module) -> nn.Module:
         _forward_pre_hooks_with_kwargs=OrderedDict(),
     )
 
-    def forward(*args: Any, **kwargs: Any) -> _Zeros:
-        candidates = [*args, kwargs.get("sample"), kwargs.get("hidden_states"), *kwargs.values()]
-        first = next(value for value in candidates if isinstance(value, Tensor))
-        channels = getattr(getattr(module, "config", None), "out_channels", None)
-        if first.ndim == 4 and isinstance(channels, int):  # learned variances, inpainting: not as many as came in
-            return _Zeros((first.new_zeros((first.shape[0], channels, *first.shape[2:])),))
-        return _Zeros((torch.zeros_like(first),))
+    def forward(*args: Any, **kwargs: Any) -> Zeros:
+        return zeros_for(module, Call(names, args, kwargs))
 
     vars(silent)["forward"] = forward
     return silent

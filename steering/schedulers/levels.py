@@ -5,6 +5,7 @@ would give clean predictions that are silently wrong. Third parties add theirs w
 rules of diffusers' own classes are in :mod:`.families`.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -164,15 +165,31 @@ def call_index(scheduler: Any, timestep: Any) -> int:
         index = getattr(scheduler, name, None)
         if index is not None:
             return int(index)
-    now = torch.as_tensor(timestep).detach().cpu().flatten()[0]
-    timesteps = scheduler.timesteps.detach().cpu()
-    matches = (timesteps == now.to(timesteps.dtype)).nonzero().flatten()
-    if not len(matches):
-        raise SteeringError(
-            f"timestep: got {now.item()}, expected one of {type(scheduler).__name__}'s {timesteps.tolist()}"
-        )
+    now = _first_entry(timestep)
+    timesteps = _listed_timesteps(scheduler)
+    count = timesteps.count(now)
+    if count == 0:
+        raise SteeringError(f"timestep: got {now}, expected one of {type(scheduler).__name__}'s {timesteps}")
     lookup = getattr(scheduler, "index_for_timestep", None)
-    return int(lookup(now)) if lookup is not None and len(matches) > 1 else int(matches[0])
+    return int(lookup(torch.tensor(now))) if lookup is not None and count > 1 else timesteps.index(now)
+
+
+_LISTED: "weakref.WeakKeyDictionary[Any, tuple[Tensor, list[float]]]" = weakref.WeakKeyDictionary()
+
+
+def _listed_timesteps(scheduler: Any) -> list[float]:
+    """The scheduler's timesteps as numbers, read off its device once a run."""
+    known = _LISTED.get(scheduler)
+    if known is None or known[0] is not scheduler.timesteps:
+        known = (scheduler.timesteps, scheduler.timesteps.detach().cpu().flatten().tolist())
+        _LISTED[scheduler] = known
+    return known[1]
+
+
+def _first_entry(timestep: Any) -> float:
+    if isinstance(timestep, Tensor):
+        return float(timestep if timestep.ndim == 0 else timestep.flatten()[0])
+    return float(timestep)
 
 
 def step_position(scheduler: Any, timestep: Any) -> StepPosition:
