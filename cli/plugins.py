@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any
 
+from ..fkc.plugins import PluginError, find_object
 from .errors import UserError
 
 __all__ = ["GROUPS", "Plugin", "installed", "load_plugin"]
@@ -46,32 +45,7 @@ def load_plugin(group: str, name: str) -> Any:
     Raises:
         UserError: if there is no such entry point, module or attribute.
     """
-    if ":" in name:
-        return _import(name)
-    points = {p.name: p for p in entry_points(group=group)}
-    if name not in points:
-        known = ", ".join(sorted(points)) or "none installed"
-        close = difflib.get_close_matches(name, points, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UserError(f"no plugin {name!r} in {group} ({known}){hint}; or write package.module:attribute")
-    return _load(points[name])
-
-
-def _load(point: EntryPoint) -> Any:
     try:
-        return point.load()
-    except ImportError as error:
-        raise UserError(f"plugin {point.name!r} ({point.value}) cannot be imported: {error}") from error
-
-
-def _import(target: str) -> Any:
-    module_name, _, attribute = target.partition(":")
-    try:
-        value: Any = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"plugin {target!r}: {module_name!r} cannot be imported: {error}") from error
-    for part in attribute.split("."):
-        if not hasattr(value, part):
-            raise UserError(f"plugin {target!r}: {module_name} has no {attribute!r}")
-        value = getattr(value, part)
-    return value
+        return find_object(group, name)
+    except PluginError as error:
+        raise UserError(str(error)) from error

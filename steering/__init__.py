@@ -1,6 +1,7 @@
 """Steer diffusers pipelines with correct weights: a hook of three lines."""
 
 from .attach import attach, steer
+from .best_of_n import best_of_n
 from .context import FinalContext, StepContext
 from .controls import Control, Target, Weighed, every, near
 from .errors import BatchLayoutError, DeterministicStep, SteeringError, UnsupportedScheduler
@@ -15,6 +16,7 @@ from .values import Draws
 __all__ = [
     "attach",
     "steer",
+    "best_of_n",
     "FKSteering",
     "SoftValueGuidance",
     "Draws",

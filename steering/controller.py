@@ -236,7 +236,9 @@ class Controller:
             if self.settings.exact:
                 raise SteeringError(note + "; exact=True refuses it")
             self.run.note(note)
-        alone = self.settings.particles * self.candidates == 1
+        alone = self.settings.particles * self.candidates == 1 or all(
+            getattr(control, "when", None) == () for control in self.controls
+        )  # nothing is judged on the way, so nothing is copied
         if self.controls and not alone and move is None and not rule.stochastic(step.scheduler, step.arguments):
             raise DeterministicStep(
                 f"{name} adds no noise in this setting, so copies of a particle would stay copies. "

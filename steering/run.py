@@ -145,6 +145,17 @@ class Run:
         return next(iter(self.rewards_by_control.values()), None)
 
     @property
+    def best(self) -> Tensor:
+        """(P,) int64: which of a population's samples has the largest reward.
+
+        Raises:
+            RuntimeError: there is no reward, or the run has not reached its end.
+        """
+        if self.rewards is None:
+            raise RuntimeError("no rewards yet: steer with a control, and run the pipeline to its end")
+        return self.rewards.argmax(dim=1)
+
+    @property
     def ancestors(self) -> list[Tensor | None]:
         """Per move the ancestors (P, K), or None where nothing was resampled."""
         return [record.ancestors for record in self.records]

@@ -1,11 +1,10 @@
 """Rewards by name: built in, installed (entry points ``feynkac.rewards``), or ``package.module:attribute``."""
 
-import difflib
 import importlib
 import inspect
-from importlib.metadata import entry_points
 from typing import Any
 
+from ...fkc.plugins import entry_point_names, find_object
 from .calls import Reward
 
 __all__ = ["BUILT_IN", "GROUP", "available_rewards", "load_reward"]
@@ -28,7 +27,7 @@ BUILT_IN = {
 
 def available_rewards() -> list[str]:
     """Names that :func:`load_reward` knows, sorted; nothing is imported."""
-    return sorted({*BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
+    return sorted({*BUILT_IN, *entry_point_names(GROUP)})
 
 
 def load_reward(name: str, **options: Any) -> Reward:
@@ -43,36 +42,12 @@ def load_reward(name: str, **options: Any) -> Reward:
     Raises:
         ValueError: no such reward, module or attribute, or options that its factory does not take.
     """
-    if ":" in name:
-        target = _imported(name)
-        return _made(name, target, options) if options or inspect.isclass(target) else _callable(name, target)
     if name in BUILT_IN:
         module, _, attribute = BUILT_IN[name].partition(":")
         return _made(name, getattr(importlib.import_module(f"{__package__}.{module}"), attribute), options)
-    points = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in points:
-        known = available_rewards()
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"reward: got {name!r}, expected one of {', '.join(known)} or package.module:attribute{hint}")
-    try:
-        factory = points[name].load()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward {name!r}: {points[name].value} cannot be imported: {error}") from error
-    return _made(name, factory, options)
-
-
-def _imported(path: str) -> Any:
-    module_name, _, attribute = path.partition(":")
-    try:
-        target: Any = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"reward {path!r}: module {module_name!r} cannot be imported: {error}") from error
-    for part in attribute.split("."):
-        if not hasattr(target, part):
-            raise ValueError(f"reward {path!r}: {module_name} has no {attribute!r}")
-        target = getattr(target, part)
-    return target
+    target = find_object(GROUP, name, also=BUILT_IN)
+    made = ":" not in name or bool(options) or inspect.isclass(target)
+    return _made(name, target, options) if made else _callable(name, target)
 
 
 def _made(name: str, factory: Any, options: dict[str, Any]) -> Reward:

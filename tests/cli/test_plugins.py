@@ -9,6 +9,7 @@ from feynkac.cli import plugins as module
 from feynkac.cli.commands.plugins import plugins
 from feynkac.cli.errors import UserError
 from feynkac.cli.plugins import GROUPS, installed, load_plugin
+from feynkac.fkc import plugins as lookup
 from feynkac.molecular.cvs import Distance
 
 
@@ -18,7 +19,8 @@ def entry_point(monkeypatch):
         EntryPoint("end_to_end", "feynkac.molecular.cvs:Distance", "feynkac.cvs"),
         EntryPoint("broken", "nowhere_at_all:Thing", "feynkac.cvs"),
     ]
-    monkeypatch.setattr(module, "entry_points", lambda group: [p for p in points if p.group == group])
+    for where in (module, lookup):
+        monkeypatch.setattr(where, "entry_points", lambda group: [p for p in points if p.group == group])
 
 
 def test_by_entry_point_and_by_path(entry_point):

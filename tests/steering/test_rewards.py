@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from feynkac.fkc import plugins
 from feynkac.fkc.errors import NonFiniteWeightWarning
 from feynkac.steering.rewards import (
     QED,
@@ -498,11 +499,9 @@ def test_rewards_by_name_and_path(monkeypatch):
 
 
 def test_rewards_by_entry_point(monkeypatch):
-    from feynkac.steering.rewards import registry
-
     point = importlib.metadata.EntryPoint("mine", "feynkac.steering.rewards:Sharpness", "feynkac.rewards")
     broken = importlib.metadata.EntryPoint("broken", "no_such_module:x", "feynkac.rewards")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point, broken])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point, broken])
     assert load_reward("mine", bounds=(-1.0, 1.0)) == Sharpness(bounds=(-1.0, 1.0))
     assert {"mine", "broken", "jpeg_size", "qed"} <= set(available_rewards())
     with pytest.raises(ValueError, match=r"reward 'broken': no_such_module:x cannot be imported"):
