@@ -504,7 +504,7 @@ def test_rewards_by_entry_point(monkeypatch):
     monkeypatch.setattr(plugins, "entry_points", lambda group: [point, broken])
     assert load_reward("mine", bounds=(-1.0, 1.0)) == Sharpness(bounds=(-1.0, 1.0))
     assert {"mine", "broken", "jpeg_size", "qed"} <= set(available_rewards())
-    with pytest.raises(ValueError, match=r"reward 'broken': no_such_module:x cannot be imported"):
+    with pytest.raises(ValueError, match=r"plugin 'broken': no_such_module:x cannot be imported"):
         load_reward("broken")
 
 
