@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from .errors import NonFiniteWeightWarning, PopulationCollapsed, WeightError
-from .resampling import Scheme, get_scheme, resample
+from .resampling import Scheme, draw_ancestors, get_scheme
 from .weights import Summary, as_log_weights, row_sum
 
 __all__ = ["Population"]
@@ -173,9 +173,10 @@ class Population:
             resample), or None if no population did. Apply the ancestors to everything a particle carries.
         """
         due = (self.ess < threshold * self.n_particles) & ~self.collapsed
-        if not bool(due.any()):
+        n_due = int(due.sum())
+        if n_due == 0:
             return self, None
-        if bool(due.all()):
+        if n_due == self.n_populations:
             return self._all_resampled(generator, get_scheme(scheme))
         rows = due.nonzero().reshape(-1)
         generators = generator if isinstance(generator, Generator) else [generator[r] for r in rows.tolist()]
@@ -186,7 +187,7 @@ class Population:
 
     def _all_resampled(self, generator: Generator | Sequence[Generator], scheme: Scheme) -> tuple[Population, Tensor]:
         """Every population resamples."""
-        ancestors = resample(self.log_weights, scheme, generator)
+        ancestors = draw_ancestors(self._summary.relative, scheme, generator)
         lost_pairs = _lost_pairs(self.weights, scheme)
         result = Population(
             torch.zeros_like(self.log_weights),

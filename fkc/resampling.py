@@ -33,7 +33,7 @@ from .errors import PopulationCollapsed, WeightError
 from .streams import uniform
 from .weights import as_log_weights, row_sum
 
-__all__ = ["SCHEMES", "Scheme", "copies", "get_scheme", "resample"]
+__all__ = ["SCHEMES", "Scheme", "copies", "draw_ancestors", "get_scheme", "resample"]
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,18 @@ def resample(log_weights: Tensor, scheme: str | Scheme, generator: Generator | S
         raise WeightError(f"log-weights must be (P, K) or (K,), got shape {tuple(log_weights.shape)}")
     chosen = get_scheme(scheme)
     values = as_log_weights(log_weights)
-    n_populations, n_particles = values.shape
+    n_particles = values.shape[1]
     top = values.amax(dim=-1, keepdim=True)
     if bool((top == -torch.inf).any()):
         raise PopulationCollapsed((top[:, 0] == -torch.inf).nonzero().reshape(-1).tolist(), 0, n_particles)
-    draws = _uniforms(generator, n_populations, chosen.n_uniforms(n_particles)).to(values.device)
-    return chosen.ancestors((values - top).exp_(), draws)
+    return draw_ancestors((values - top).exp_(), chosen, generator)
+
+
+def draw_ancestors(weights: Tensor, scheme: Scheme, generator: Generator | Sequence[Generator]) -> Tensor:
+    """Ancestors (P, K) for weights (P, K) that are known to be sound: finite, not negative, not all zero in a row."""
+    n_populations, n_particles = weights.shape
+    draws = _uniforms(generator, n_populations, scheme.n_uniforms(n_particles)).to(weights.device)
+    return scheme.ancestors(weights, draws)
 
 
 def get_scheme(scheme: str | Scheme) -> Scheme:

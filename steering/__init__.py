@@ -7,6 +7,7 @@ from .controls import Control, Target, Weighed, every, near
 from .errors import BatchLayoutError, DeterministicStep, SteeringError, UnsupportedScheduler
 from .fk import FKSteering
 from .gradient import Gradient
+from .lockstep import run_lockstep
 from .run import Calls, Run, StepRecord
 from .scales import Scheduled, TargetESS, TargetKL
 from .schedulers import Level, SchedulerRule, register_scheduler, registered_schedulers
@@ -17,6 +18,7 @@ __all__ = [
     "attach",
     "steer",
     "best_of_n",
+    "run_lockstep",
     "FKSteering",
     "SoftValueGuidance",
     "Draws",

@@ -45,8 +45,8 @@ class StepContext:
         chunk_size: samples handed to a reward at a time.
         read_clean: (sample, output) -> clean states where they are tokens; None where they are x0-hat.
         draw_clean: (sample, output, n, generators) -> (rows, n, ...) clean draws; None: Gaussian around x0-hat.
-        differentiable: () -> (x, output) with ``output`` a differentiable function of x, by another evaluation of the
-            denoiser; None where that is not possible.
+        differentiable: () -> (x, output, rows): the output as a differentiable function of x, by another evaluation of
+            the denoiser, for the whole batch, of which ``rows`` are these; None where that is not possible.
         pictures: x0-hat -> images as a differentiable tensor; None where there is no such decoder.
         deviation: standard deviation of the coming Gaussian move; 0 where the scheduler moves by itself.
     """
@@ -67,7 +67,7 @@ class StepContext:
     chunk_size: int | None = None
     read_clean: Callable[[Tensor, Tensor], Tensor] | None = None
     draw_clean: Callable[[Tensor, Tensor, int, list[Generator]], Tensor] | None = None
-    differentiable: Callable[[], tuple[Tensor, Tensor]] | None = None
+    differentiable: Callable[[], tuple[Tensor, Tensor, slice | Tensor]] | None = None
     pictures: Callable[[Tensor], Tensor] | None = None
     deviation: float = 0.0
 

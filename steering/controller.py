@@ -138,6 +138,8 @@ class Controller:
             s = self.settings
             rows = None if s.populations is None else s.populations * s.particles * self.candidates * self.tiles
             self.tap.begin_run(rows)
+            if self.controls:
+                self.tap.check_layout(s.populations, s.particles * self.candidates)
             if any(getattr(control, "on", None) == "images" for control in self.controls):
                 self.decoding.begin()
             self._saved = None if self.store is None else self.store.saved()
@@ -210,7 +212,7 @@ class Controller:
         if move is not None:
             move.refuse(scheduler)
         self._check_law(step, rule, move)
-        self.tap.check_layout(layout.populations, layout.particles * layout.candidates)
+        self.tap.confirm_rows(layout.rows * layout.tiles)
         first = step_position(scheduler, step.arguments["timestep"]).move
         streams = Streams.from_seed(s.seed, layout.populations)
         particles = Particles(
@@ -281,10 +283,9 @@ class Controller:
             assert rule.draws is not None
             return rule.draws(scheduler, sample, output, n, generators)
 
-        def differentiable() -> tuple[Tensor, Tensor]:
+        def differentiable() -> tuple[Tensor, Tensor, slice | Tensor]:
             self.run.calls.denoiser += particles.live.rows
-            x, rebuilt = self.tap.differentiable(step.arguments["sample"], step.arguments["model_output"])
-            return x, rebuilt[mine]
+            return *self.tap.differentiable(step.arguments["sample"], step.arguments["model_output"]), mine
 
         return StepContext(
             index=trajectory.position,

@@ -18,6 +18,14 @@ from .errors import SteeringError
 __all__ = ["Gradient"]
 
 
+@dataclass(frozen=True, eq=False)
+class Variable:
+    """``value``, a leaf of the graph, of which ``rows`` belong to the rows that are judged."""
+
+    value: Tensor
+    rows: slice | Tensor
+
+
 @dataclass(frozen=True)
 class Gradient:
     """How a reward's gradient moves the proposal.
@@ -47,26 +55,26 @@ class Gradient:
         if not self.data_variance > 0.0:
             raise ValueError(f"data_variance: got {self.data_variance}, expected a positive number")
 
-    def inputs(self, context: StepContext) -> tuple[Tensor, Tensor]:
-        """(variable, x0-hat as a function of it): what the value is differentiated by.
+    def inputs(self, context: StepContext) -> tuple["Variable", Tensor]:
+        """What the value is differentiated by, and x0-hat (rows, ...) as a function of it.
 
         Raises:
             SteeringError: the denoiser's calls were not recorded.
         """
         if self.through == "prediction":
             clean = context.clean.detach().clone().requires_grad_()
-            return clean, clean
+            return Variable(clean, slice(None)), clean
         if context.differentiable is None:
             raise SteeringError("gradient: the denoiser of this pipeline cannot be differentiated; use 'prediction'")
-        x, output = context.differentiable()
-        return x, context.clean_from(x, output)
+        x, output, rows = context.differentiable()
+        return Variable(x, rows), context.clean_from(x[rows], output[rows])
 
-    def direction(self, context: StepContext, log_value: Tensor, variable: Tensor, deviation: float) -> Tensor:
+    def direction(self, context: StepContext, log_value: Tensor, variable: "Variable", deviation: float) -> Tensor:
         """Gradient (rows, ...) float32 or float64 of the log-values (rows,) at x_t, scaled and limited."""
         with torch.enable_grad():
             total = torch.where(log_value.isfinite(), log_value, 0.0).sum()
-        (gradient,) = torch.autograd.grad(total, variable)
-        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        (gradient,) = torch.autograd.grad(total, variable.value)
+        gradient = torch.nan_to_num(gradient[variable.rows], nan=0.0, posinf=0.0, neginf=0.0)
         if self.through == "prediction":
             alpha, sigma = context.level.alpha, context.level.sigma
             gradient = gradient * (alpha * self.data_variance / (alpha**2 * self.data_variance + sigma**2))

@@ -1,6 +1,5 @@
 """How particles move: the scheduler's own step, or the Gaussian step that keeps the marginals."""
 
-import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,18 +52,14 @@ class Step:
 
     def made(self) -> Any:
         """Run the base's step."""
-        if _plain(self.base_step):
+        if all(parameter.kind in _BY_NAME for parameter in self.bound.signature.parameters.values()):
             return self.base_step(self.scheduler, **self.arguments)
         call = inspect.BoundArguments(self.bound.signature, self.bound.arguments.copy())
         call.arguments.update(self.arguments)
         return self.base_step(*call.args, **call.kwargs)
 
 
-@functools.cache
-def _plain(function: Callable[..., Any]) -> bool:
-    """Every argument can be passed by its name."""
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return all(parameter.kind in kinds for parameter in inspect.signature(function).parameters.values())
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def row_generators(streams: Streams, layout: Layout) -> list[torch.Generator]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .context import FinalContext, StepContext
 from .controls import Memory, Target, Weighed, When, due
-from .gradient import Gradient
+from .gradient import Gradient, Variable
 from .rewards import Reward, RewardCalls
 from .scales import Scale, ScaleQuestion
 from .values import Estimate, Value, estimate, scaled
@@ -126,7 +126,7 @@ class RewardTilt:
 
     # --- judging -----------------------------------------------------------------------------------------------------
 
-    def _estimate(self, context: StepContext) -> tuple[Estimate, Tensor | None]:
+    def _estimate(self, context: StepContext) -> tuple[Estimate, Variable | None]:
         if self.gradient is None or context.deviation == 0.0:
             clean = context.clean if self.value is None or not callable(self.value) else context.sample
             return estimate(self.value, context, clean, self._judge_of(context), self.curvature), None

@@ -96,10 +96,15 @@ def _frame_of(pipe: Any) -> FrameType | None:
     code = inspect.unwrap(type(pipe).__call__).__code__
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code is code and frame.f_locals.get(code.co_varnames[0]) is pipe:
+        if frame.f_code is code and _is(frame.f_locals.get(code.co_varnames[0]), pipe):
             return frame
         frame = frame.f_back
     return None
+
+
+def _is(running: Any, pipe: Any) -> bool:
+    """The pipeline itself, or the copy of it that makes one of the calls in lock-step."""
+    return running is pipe or getattr(running, "_feynkac_original", None) is pipe
 
 
 def _kept_arguments(frame: FrameType, pipe: Any) -> dict[str, Any]:
@@ -107,7 +112,7 @@ def _kept_arguments(frame: FrameType, pipe: Any) -> dict[str, Any]:
     above = frame.f_back
     if above is not None:
         args, kwargs = above.f_locals.get("args"), above.f_locals.get("kwargs")
-        if isinstance(args, tuple) and isinstance(kwargs, dict) and args and args[0] is pipe:
+        if isinstance(args, tuple) and isinstance(kwargs, dict) and args and _is(args[0], pipe):
             return kwargs
     raise SteeringError(
         f"{type(pipe).__name__}.__call__ is not decorated with torch.no_grad(), so that its arguments are not kept; "

@@ -34,6 +34,7 @@ class DenoiserTap:
         modules: the denoisers and control networks.
         keep: int64 (B,) or None: row b is a copy of row ``keep[b]``. Only rows that are their own copy are evaluated;
             a row that turns out to be given other inputs than ``keep[b]`` is evaluated nevertheless.
+        one_by_one: calls hold one sample each (lock-step): they are passed on whole, compared with nothing.
         silent: nothing is evaluated, zeros of the right shape are returned.
         rows_evaluated: rows that the denoisers ran since :meth:`begin_run`, guidance branches, padding and runs for
             gradients included, control networks left out.
@@ -50,6 +51,7 @@ class DenoiserTap:
         if not self.modules and (chunk_size is not None or record):
             raise SteeringError(f"{type(pipe).__name__} has no denoiser that is known here (unet, transformer, ...)")
         self.chunk_size, self.record = chunk_size, record
+        self.one_by_one = False
         self._tapped: list[Tapped] = []
         self.begin_run()
 
@@ -91,7 +93,6 @@ class DenoiserTap:
             BatchLayoutError: ``rows`` is no multiple of ``unit``.
         """
         self._block, self._unit = rows, unit
-        self._rows: int | None = None
         self._calls: list[Recorded] = []
         self._guard: LayoutGuard | None = None
         self._compared: list[bool] = []
@@ -104,7 +105,8 @@ class DenoiserTap:
             self.confirm_rows(rows)
 
     def confirm_rows(self, rows: int) -> None:
-        """Tell B once the scheduler's step has been called.
+        """Check B once the scheduler's step has been called; how a running run is cut does not change, so that
+        compiled code goes on seeing one shape.
 
         Raises:
             BatchLayoutError: it is not what :meth:`begin_run` was told, or no multiple of the unit.
@@ -112,7 +114,6 @@ class DenoiserTap:
         if rows % self._unit or (self._block is not None and rows != self._block):
             wanted = f"a multiple of {self._unit}" if self._block in (None, rows) else str(self._block)
             raise BatchLayoutError(f"the scheduler's step sees {rows} rows, expected {wanted}")
-        self._rows = rows
 
     def check_layout(self, populations: int | None, particles: int) -> None:
         """Compare the conditioning of each population's rows at the calls of one step: this one if the denoiser is
@@ -138,7 +139,7 @@ class DenoiserTap:
         """
         self._calls.clear()
         guard, compared = self._guard, self._compared
-        if guard is None or not compared:
+        if guard is None or not compared or self.one_by_one:
             return
         self._guard, self._compared = None, []
         if not any(compared):
@@ -189,7 +190,7 @@ class DenoiserTap:
     def _called(self, tapped: Tapped, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         cuts = self.chunk_size is not None or self.keep is not None
         call = Call(tapped.names, args, kwargs)
-        if not (cuts or self.silent or self.record or self._guard):
+        if self.one_by_one or not (cuts or self.silent or self.record or self._guard):
             if not tapped.control:
                 self.rows_evaluated += call.rows()
             return tapped.base(*args, **kwargs)

@@ -1,5 +1,7 @@
 """Micro-batching: a batch in pieces gives what the whole batch gives, beside hooks and compiled code."""
 
+import copy
+
 import accelerate.hooks
 import diffusers as d
 import pytest
@@ -291,3 +293,21 @@ def test_unknown_arguments_hinder_nothing_but_pieces():
         tap.keep, tap.chunk_size = None, 1
         with pytest.raises(SteeringError, match="'wave_table'"):
             Pipe.unet(sample, table)
+
+
+def test_a_copy_made_inside_the_block_is_not_tapped(tmp_path):
+    pipe = row("sd").build()
+    tap = DenoiserTap(pipe, chunk_size=1)
+    before = type(pipe.unet)
+    with tap.attached():
+        assert type(pipe.unet) is before
+        twin = copy.deepcopy(pipe.unet)
+        assert "_compiled_call_impl" not in vars(twin)
+        sample, text = torch.zeros(4, 4, 8, 8), torch.zeros(4, 8, 16)
+        with torch.no_grad():
+            twin(sample, 3, encoder_hidden_states=text)
+            assert tap.rows_evaluated == 0
+            pipe.unet(sample, 3, encoder_hidden_states=text)
+        assert tap.rows_evaluated == 4
+        pipe.unet.save_pretrained(tmp_path)
+    assert "feynkac" not in (tmp_path / "config.json").read_text()
