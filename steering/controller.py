@@ -221,6 +221,11 @@ class Controller:
         cached = any(has_caches(module) for module in self.tap.modules)
         if cached and self.store is not None:
             raise SteeringError("checkpoint: the denoiser's feature cache is not saved; disable it")
+        if cached and self.controls:
+            note = "a feature cache is on: its skips change the law, and some are decided by an average over all rows"
+            if s.exact:
+                raise SteeringError(note + "; exact=True refuses it")
+            self.run.note(note)
         return Trajectory(layout, rule, rule.levels(scheduler)[first:], first, particles, streams, move, cached)
 
     def _check_law(self, step: Step, rule: SchedulerRule, move: GaussianMove | None) -> None:
