@@ -1,4 +1,4 @@
-"""`feynkac train`: dynamics, then a flow fitted to their frames."""
+"""`feynkac train`: a flow fitted to frames of dynamics, or a value network fitted to rollouts of a pipeline."""
 
 from __future__ import annotations
 
@@ -14,12 +14,27 @@ from ..run_folder import RunFolder
 from ..train_config import TrainConfig
 from ..training_job import TrainingJob, training_inputs
 from ..validation import load_config
+from ..yaml_lines import load_yaml
 
-__all__ = ["train"]
+__all__ = ["VALUE_JOB", "resume_value", "train", "train_flow", "train_value"]
+
+VALUE_JOB = "train_value"
+"""``job:`` of a config of value networks."""
 
 
 def train(console: Console, config_file: Path, output: Path | None, overrides: Sequence[str]) -> None:
-    """Check the config and the output, build everything, then make the folder and train.
+    """Train what the config's ``job:`` says.
+
+    Raises:
+        UserError: for any problem of the config; before any folder is made.
+        FileExistsError: if the output exists.
+    """
+    job = load_yaml(config_path(config_file)).data.get("job")
+    (train_value if job == VALUE_JOB else train_flow)(console, config_file, output, overrides)
+
+
+def train_flow(console: Console, config_file: Path, output: Path | None, overrides: Sequence[str]) -> None:
+    """Check the config and the output, build everything, then make the folder and train a flow.
 
     Raises:
         UserError: for any problem of the config; before any folder is made.
@@ -34,3 +49,37 @@ def train(console: Console, config_file: Path, output: Path | None, overrides: S
     folder = RunFolder.create(path, config, training_inputs(config))
     console.print(Text(f"{config.name}: training into {path}"), soft_wrap=True)
     job.execute(folder, console)
+
+
+def train_value(console: Console, config_file: Path, output: Path | None, overrides: Sequence[str]) -> None:
+    """Check the config and the output, load pipeline and reward, then make the folder, roll out and fit.
+
+    Raises:
+        UserError: for any problem of the config; before any folder is made.
+        FileExistsError: if the output exists.
+    """
+    from ..value_config import ValueConfig
+    from ..value_job import ValueJob, value_inputs
+
+    config = load_config(config_path(config_file), ValueConfig, overrides)
+    path = default_run_folder(config.name) if output is None else output
+    RunFolder.refuse_existing(path)
+    job = ValueJob.build(config)
+    folder = RunFolder.create(path, config, value_inputs(config))
+    console.print(Text(f"{config.name}: {config.rollouts.count:,} rollouts into {path}"), soft_wrap=True)
+    job.execute(folder, console)
+
+
+def resume_value(console: Console, folder: RunFolder) -> None:
+    """Go on with a value fit that was stopped.
+
+    Raises:
+        UserError: its pipeline or reward has changed.
+        CheckpointError: a file is damaged.
+    """
+    from ..value_config import ValueConfig
+    from ..value_job import ValueJob, value_inputs
+
+    config = load_config(folder.config, ValueConfig)
+    folder.check_inputs(value_inputs(config))
+    ValueJob.build(config).execute(folder, console)

@@ -117,7 +117,7 @@ def test_mistakes_are_named(workplace, old, new, parts):
 
 
 def test_shipped_training_configs_are_valid():
-    names = [name for name in shipped() if name.startswith("configs/train")]
+    names = [name for name in shipped() if name.startswith("configs/train") and "value" not in name]
     assert names
     for name in names:
         load_config(resolve(f"data:{name}", Path()), TrainConfig)

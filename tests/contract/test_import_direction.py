@@ -30,7 +30,7 @@ ONLY_IN = {
     "zuko": {"flows"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "matplotlib": {"cli"},
+    "matplotlib": {"cli", "steering"},  # pictures of reports, pictures of a steered run
     "pydantic": {"cli"},
     "yaml": {"cli"},
 }
