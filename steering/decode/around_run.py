@@ -30,8 +30,10 @@ class RunDecoding:
 
     def begin(self) -> None:
         """Note the running call's arguments and generators, before noise is drawn."""
-        if self._decode is None:
-            self._pipeline().begin()
+        own = None if self._decode is not None else self._pipeline()
+        for decoder in (self._decode, self._preview, own):
+            if callable(getattr(decoder, "begin", None)):
+                decoder.begin()
 
     def on_the_way(self, clean: Tensor) -> Any:
         """Images of x0-hat."""
