@@ -50,9 +50,9 @@ def decoder_for(
     """A decoder for a pipeline's latents.
 
     Args:
-        pipe: a diffusers pipeline. kind: ``"family"``: the few lines that this kind of pipeline needs; ``"tail"``:
-        the pipeline's own ending, for any pipeline;
-            ``"auto"``: the first where there is one.
+        pipe: a diffusers pipeline.
+        kind: ``"family"``: the few lines that this kind of pipeline needs; ``"tail"``: the pipeline's own ending, for
+            any pipeline; ``"auto"``: the first where there is one.
         chunk_size: samples decoded at a time, to bound memory.
         output: ``"pil"``: list of PIL images (for videos: of lists of frames); ``"pt"``: float (n, C, H, W) in [0, 1]
             (videos: (n, F, C, H, W)).

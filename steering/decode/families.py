@@ -136,8 +136,7 @@ def _vqgan(pipe: Any, latents: Tensor, call: PipelineCall) -> Tensor:
     return image
 
 
-# --- pictures to what is returned
-# ----------------------------------------------------------------------------------------
+# --- pictures to what is returned ------------------------------------------------------------------------------------
 
 
 def _processed(pipe: Any, image: Tensor, output: str) -> Any:

@@ -39,9 +39,11 @@ class TailDecoder:
     """Clean latents (n, ...) -> what the pipeline returns for them.
 
     Args:
-        pipe: the pipeline. call: arguments of the call whose ending is run; by default those of the call that is
-        running, or of the last one seen. chunk_size: samples decoded at a time. output: ``"pil"``: a list of images
-        (of lists of frames); ``"pt"``: (n, C, H, W) in [0, 1] (frames before C).
+        pipe: the pipeline.
+        call: arguments of the call whose ending is run; by default those of the call that is running, or of the last
+            one seen.
+        chunk_size: samples decoded at a time.
+        output: ``"pil"``: a list of images (of lists of frames); ``"pt"``: (n, C, H, W) in [0, 1] (frames before C).
     """
 
     def __init__(
