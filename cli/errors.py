@@ -32,6 +32,7 @@ def user_errors() -> tuple[type[Exception], ...]:
     from ..molecular.energies import EnergyInputError, UnsupportedForceError
     from ..molecular.io import FileFormatError
     from ..molecular.systems import SystemBuildError
+    from ..steering.errors import SteeringError
 
     return (
         UserError,
@@ -43,6 +44,7 @@ def user_errors() -> tuple[type[Exception], ...]:
         EnergyInputError,
         UnsupportedForceError,
         SystemBuildError,
+        SteeringError,
         FileFormatError,
         FileExistsError,
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from .errors import explained
 
@@ -24,6 +25,10 @@ app = typer.Typer(
 
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file that describes the job, or data:configs/NAME.yaml.")
+]
+ConfigOption = Annotated[
+    Path,
+    typer.Option("--config", "-c", metavar="CONFIG", help="YAML file of the job, or data:configs/NAME.yaml."),
 ]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")]
 Output = Annotated[
@@ -56,13 +61,129 @@ def run(config: Config, output: Output = None, overrides: Overrides = None) -> N
     command(_console(), config, output, overrides or [])
 
 
-@app.command()
+class _ConfigOrKind(TyperGroup):
+    """`train CONFIG` beside `train KIND --config CONFIG`: what names no kind is left to the config's ``job:``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the hidden command ``config`` first where no kind is named."""
+        if args and args[0] not in {*self.commands, *self.get_help_option_names(ctx)}:
+            args = ["config", *args]
+        return super().parse_args(ctx, args)
+
+
+training = typer.Typer(
+    cls=_ConfigOrKind,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Train what CONFIG describes: a proposal for molecules, or a value network for steering.",
+    subcommand_metavar="CONFIG | KIND --config CONFIG",
+)
+app.add_typer(training, name="train")
+
+
+@training.command("config", hidden=True)
 @explained
 def train(config: Config, output: Output = None, overrides: Overrides = None) -> None:
-    """Train a proposal: run dynamics, fit a flow to the frames, write a checkpoint."""
+    """Train what the config's job says."""
     from .commands.train import train as command
 
     command(_console(), config, output, overrides or [])
+
+
+@training.command("flow")
+@explained
+def train_flow(config: ConfigOption, output: Output = None, overrides: Overrides = None) -> None:
+    """Train a proposal: run dynamics, fit a flow to the frames, write a checkpoint."""
+    from .commands.train import train_flow as command
+
+    command(_console(), config, output, overrides or [])
+
+
+@training.command("value")
+@explained
+def train_value(config: ConfigOption, output: Output = None, overrides: Overrides = None) -> None:
+    """Train a value network: roll a pipeline out, regress the soft value of a reward on its states."""
+    from .commands.train import train_value as command
+
+    command(_console(), config, output, overrides or [])
+
+
+@app.command()
+@explained
+def steer(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="YAML file; options override it, or stand in its place.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="DIR", help="Folder that save_pretrained wrote.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Text; repeatable, each its own population.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Class, or none, instead of a prompt; repeatable.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[:KEY=VALUE,...]", help="Reward by name; repeatable.")
+    ] = None,
+    scale: Annotated[list[float] | None, typer.Option(help="Lambda of each reward, in their order.")] = None,
+    method: Annotated[str | None, typer.Option(help="fk, soft-value or best-of-n.")] = None,
+    particles: Annotated[int | None, typer.Option(help="Samples of a population, K.")] = None,
+    candidates: Annotated[int | None, typer.Option(help="Children of a particle's step, for soft-value.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of soft-value; 0 takes the best child.")] = None,
+    potential: Annotated[str | None, typer.Option(help="Of fk: difference, max or sum.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="The pipeline's.")] = None,
+    eta: Annotated[float | None, typer.Option(help="Noise of DDIM's step, 0 to 1.")] = None,
+    transition: Annotated[
+        str | None, typer.Option(help="native; stochastic for schedulers that add no noise; auto.")
+    ] = None,
+    scheduler: Annotated[str | None, typer.Option(metavar="CLASS", help="Scheduler in the place of its own.")] = None,
+    resampler: Annotated[str | None, typer.Option(help="multinomial, stratified, systematic, residual or ssp.")] = None,
+    ess_threshold: Annotated[float | None, typer.Option(help="Resample below this fraction of K.")] = None,
+    final: Annotated[str | None, typer.Option(help="weighted, resampled or best.")] = None,
+    seed: Annotated[int | None, typer.Option(help="First seed.")] = None,
+    seeds: Annotated[int | None, typer.Option(metavar="N", help="Independent populations of each prompt.")] = None,
+    chunk_size: Annotated[int | None, typer.Option(help="Samples in memory at a time.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float16, bfloat16, float32 or float64.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:NUMBER or mps.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Height and width in pixels.")] = None,
+    output: Output = None,
+    overrides: Overrides = None,
+) -> None:
+    """Steer a diffusers pipeline to rewards: weighted samples, log-evidence, a folder with report and data."""
+    from .commands.steer import steer as command
+    from .paths import config_path
+    from .steer_options import steer_config
+
+    single = {
+        "--model": model,
+        "--scheduler": scheduler,
+        "--dtype": dtype,
+        "--device": device,
+        "--negative-prompt": negative_prompt,
+        "--steps": steps,
+        "--guidance-scale": guidance_scale,
+        "--eta": eta,
+        "--size": size,
+        "--method": method,
+        "--particles": particles,
+        "--candidates": candidates,
+        "--temperature": temperature,
+        "--potential": potential,
+        "--transition": transition,
+        "--resampler": resampler,
+        "--ess-threshold": ess_threshold,
+        "--final": final,
+        "--chunk-size": chunk_size,
+        "--seed": seed,
+        "--seeds": seeds,
+    }
+    described = steer_config(
+        None if config is None else config_path(config),
+        overrides or [],
+        single=single,
+        prompts=prompt or [],
+        labels=label or [],
+        rewards=reward or [],
+        scales=scale or [],
+    )
+    command(_console(), described, output)
 
 
 @app.command()

@@ -25,7 +25,7 @@ __all__ = ["RunFolder", "provenance"]
 
 _HEADER = """\
 # Resolved config of this run. `feynkac resume FOLDER` goes on with it, `feynkac report FOLDER` draws it again,
-# and `feynkac run FOLDER/config.yaml --output OTHER` repeats it.
+# and the command that made it, given FOLDER/config.yaml and --output OTHER, repeats it.
 """
 _RESULTS, _CONFIG, _METRICS, _STAGE = "results.json", "config.yaml", "metrics.jsonl", ".writing"
 
@@ -163,7 +163,7 @@ class RunFolder:
 def provenance(inputs: Mapping[str, Path]) -> dict[str, Any]:
     """Versions, device and hashes of the input files: what is needed to repeat a run."""
     versions = {"python": platform.python_version()}
-    for name in ("feynkac", "torch", "numpy", "openmm", "mdtraj", "zuko"):
+    for name in ("feynkac", "torch", "numpy", "openmm", "mdtraj", "zuko", "diffusers", "transformers", "pillow"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"

@@ -1,6 +1,6 @@
 """Steer diffusers pipelines with correct weights: a hook of three lines."""
 
-from .attach import attach, steer
+from .attach import attach
 from .best_of_n import best_of_n
 from .context import FinalContext, StepContext
 from .controls import Control, Target, Weighed, every, near
@@ -12,6 +12,7 @@ from .run import Calls, Run, StepRecord
 from .scales import Scheduled, TargetESS, TargetKL
 from .schedulers import Level, SchedulerRule, register_scheduler, registered_schedulers
 from .soft_value import SoftValueGuidance
+from .steer import steer
 from .values import Draws
 
 __all__ = [

@@ -5,7 +5,6 @@ with attach(pipe, FKSteering(reward, scale=2.0), particles=8, seed=0) as run:
 run.log_weights, run.log_evidence, run.ess
 """
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -27,9 +26,7 @@ from .particles import Final
 from .resume import TrajectoryStore
 from .run import Run
 
-__all__ = ["attach", "steer"]
-
-_BATCH_ARGUMENTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_images_per_label", "batch_size")
+__all__ = ["attach"]
 
 
 @contextmanager
@@ -66,7 +63,7 @@ def attach(
             ``"best"``: the best sample of each prompt, K times (biased).
         transition: ``"native"``: the scheduler's own step, which must add noise; ``"stochastic"``: the Gaussian step of
             :mod:`feynkac.steering.kernel` with ``kernel_eta`` in its place, for deterministic and flow-matching
-            schedulers.
+            schedulers; ``"auto"``: the scheduler's own where it adds noise, else the Gaussian one, with a note.
         kernel_eta: noise of the stochastic step, 0 to 1.
         exact: refuse anything that changes the law, such as a clipped clean prediction.
         decode: clean latents -> what rewards on images see; the pipeline's own decoding if None.
@@ -128,33 +125,7 @@ def _check_numbers(
         raise ValueError(f"ess_threshold: got {ess_threshold}, expected a fraction of the particles, at least 0")
     if final not in ("weighted", "resampled", "best"):
         raise ValueError(f"final: got {final!r}, expected 'weighted', 'resampled' or 'best'")
-    if transition not in ("native", "stochastic"):
-        raise ValueError(f"transition: got {transition!r}, expected 'native' or 'stochastic'")
+    if transition not in ("native", "stochastic", "auto"):
+        raise ValueError(f"transition: got {transition!r}, expected 'native', 'stochastic' or 'auto'")
     if not 0.0 <= kernel_eta <= 1.0:
         raise ValueError(f"kernel_eta: got {kernel_eta}, expected a number between 0 and 1")
-
-
-def steer(pipe: Any, *controls: Control, particles: int, seed: int, **call: Any) -> tuple[Any, Run]:
-    """One-liner: attach, ask the pipeline for the right number of samples, call it.
-
-    Args:
-        pipe, controls, particles, seed: as for :func:`attach`; options of attach may be among ``call``.
-        call: arguments of the pipeline.
-
-    Returns:
-        The pipeline's output and the run.
-
-    Raises:
-        SteeringError: as for :func:`attach`, or no known argument asks this pipeline for several samples.
-    """
-    options = {name: call.pop(name) for name in list(call) if name in inspect.signature(attach).parameters}
-    accepted = inspect.signature(type(pipe).__call__).parameters
-    count = particles * max([c.candidates for c in controls] + [1])
-    known = [name for name in _BATCH_ARGUMENTS if name in accepted]
-    if not known:
-        raise SteeringError(
-            f"{type(pipe).__name__} takes none of {', '.join(_BATCH_ARGUMENTS)}; repeat its prompts and use attach"
-        )
-    with attach(pipe, *controls, particles=particles, seed=seed, **options) as run:
-        output = pipe(**{known[0]: count, **call})
-    return output, run

@@ -7,10 +7,10 @@ candidates. The best of n is not a draw from the tilted law; its own law is P(va
 from collections.abc import Sequence
 from typing import Any
 
-from .attach import steer
 from .fk import FKSteering
 from .rewards import Reward
 from .run import Run
+from .steer import steer
 from .tilt import Space
 
 __all__ = ["best_of_n"]

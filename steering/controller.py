@@ -208,9 +208,7 @@ class Controller:
             candidates=self.candidates,
             tiles=self.tiles,
         )
-        move = GaussianMove(rule, s.eta) if s.transition == "stochastic" and self.controls else None
-        if move is not None:
-            move.refuse(scheduler)
+        move = self._chosen_move(step, rule)
         self._check_law(step, rule, move)
         self.tap.confirm_rows(layout.rows * layout.tiles)
         first = step_position(scheduler, step.arguments["timestep"]).move
@@ -228,6 +226,19 @@ class Controller:
             self.run.note(note)
         return Trajectory(layout, rule, rule.levels(scheduler)[first:], first, particles, streams, move, cached)
 
+    def _chosen_move(self, step: Step, rule: SchedulerRule) -> GaussianMove | None:
+        """The Gaussian move, or None where the scheduler makes its own."""
+        transition = self.settings.transition
+        own = transition == "native" or (transition == "auto" and rule.stochastic(step.scheduler, step.arguments))
+        if own or not self.controls:
+            return None
+        move = GaussianMove(rule, self.settings.eta)
+        move.refuse(step.scheduler)
+        if transition == "auto":
+            name = type(step.scheduler).__name__
+            self.run.note(f"{name} adds no noise: moves are made by the Gaussian step that keeps the marginals")
+        return move
+
     def _check_law(self, step: Step, rule: SchedulerRule, move: GaussianMove | None) -> None:
         """Refuse what would not be exact, say what is not the plain law."""
         name = type(step.scheduler).__name__
@@ -243,13 +254,20 @@ class Controller:
             if self.settings.exact:
                 raise SteeringError(note + "; exact=True refuses it")
             self.run.note(note)
+        if move is None and self.controls and getattr(step.scheduler, "config", {}).get("stochastic_sampling", False):
+            self.run.note(
+                f"{name} with stochastic_sampling=True draws all noise anew at every step: the law steered is that "
+                "sampler's own, not the model's; transition=\"stochastic\" keeps the marginals"
+            )
         alone = self.settings.particles * self.candidates == 1 or all(
             getattr(control, "when", None) == () for control in self.controls
         )  # nothing is judged on the way, so nothing is copied
-        if self.controls and not alone and move is None and not rule.stochastic(step.scheduler, step.arguments):
+        noisy = rule.stochastic(step.scheduler, step.arguments) if move is None else move.eta > 0.0
+        if self.controls and not alone and not noisy:
             raise DeterministicStep(
                 f"{name} adds no noise in this setting, so copies of a particle would stay copies. "
-                'Use transition="stochastic" (a step that keeps the marginals), a stochastic scheduler, or eta > 0'
+                'Use transition="stochastic" with kernel_eta > 0 (a step that keeps the marginals), a stochastic '
+                "scheduler, or eta > 0"
             )
         if move is None and any(getattr(control, "gradient", None) is not None for control in self.controls):
             raise SteeringError('gradient: a shifted proposal needs transition="stochastic", whose density is known')

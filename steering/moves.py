@@ -17,7 +17,7 @@ from .schedulers import Level, SchedulerRule
 
 __all__ = ["GaussianMove", "Step", "Transition", "native_move", "previous_sample", "row_generators"]
 
-Transition = Literal["native", "stochastic"]
+Transition = Literal["native", "stochastic", "auto"]
 
 
 @dataclass(frozen=True, eq=False)

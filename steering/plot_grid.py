@@ -60,7 +60,7 @@ def image_grid(
     for p in range(count):
         if titles is not None:
             top += _TITLE
-            ax.text(0, top - 0.09, titles[p], fontsize=9.5, weight="bold", va="bottom")
+            ax.text(0, top - 0.09, titles[p], fontsize=9.5, weight="bold", va="bottom", parse_math=False)
         order = weights[p].argsort(descending=True, stable=True).tolist() if ordered else range(size)
         for place, k in enumerate(order):
             row, column = divmod(place, columns)

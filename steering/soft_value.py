@@ -32,8 +32,9 @@ class SoftValueGuidance:
         value: the reward r, judged at x0-hat on the way (posterior-mean value) and at x0 in the end. A sequence gives
             each prompt its own.
         temperature: alpha; 0 takes the arg-max child.
-        candidates: M; or several counts, each for an equal share of the trajectory, such as (8, 4, 2, 1): rows beyond
-            the count of a step cost neither denoiser nor reward.
+        candidates: M.
+        then: smaller counts for later shares of the trajectory: ``candidates=8, then=(4, 2, 1)`` draws 8 children in
+            the first quarter, 4 in the second, and so on. Rows beyond the count cost neither denoiser nor reward.
         when: moves at which children are chosen; between them the M children go their own ways (blockwise selection).
         on: as for :class:`~feynkac.steering.FKSteering`.
         intermediate: ``"denoised"``, ``"tempered"``, :class:`~feynkac.steering.Draws`, or a callable of the context
@@ -45,24 +46,23 @@ class SoftValueGuidance:
 
     value: Reward | Sequence[Reward]
     temperature: float
-    candidates: int | Sequence[int]
+    candidates: int
+    then: Sequence[int] = ()
     when: When = None
     on: Space = "images"
     intermediate: Literal["denoised", "tempered"] | Draws | Callable[[StepContext], Tensor] = "denoised"
     curvature: float = 1.0
     gradient: Gradient | None = None
     chunk_size: int | None = None
-    counts: tuple[int, ...] = field(init=False, repr=False)
     _tilt: RewardTilt = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
             raise ValueError(f"temperature: got {self.temperature}, expected a finite number >= 0")
-        counts = (self.candidates,) if isinstance(self.candidates, int) else tuple(self.candidates)
-        if not counts or min(counts) < 1:
+        if self.candidates < 1:
             raise ValueError(f"candidates: got {self.candidates}, expected at least 1")
-        object.__setattr__(self, "counts", counts)
-        object.__setattr__(self, "candidates", max(counts))
+        if any(not 1 <= count <= self.candidates for count in self.then):
+            raise ValueError(f"then: got {tuple(self.then)}, expected counts from 1 to candidates = {self.candidates}")
         scale = Fixed(1.0 if self.greedy else 1.0 / self.temperature)
         calls = reward_calls(self.value, self.chunk_size)
         tilt = RewardTilt(
@@ -87,7 +87,8 @@ class SoftValueGuidance:
 
     def count_at(self, fraction: float) -> int:
         """Children of the moves at this fraction of the trajectory, in [0, 1)."""
-        return self.counts[min(int(fraction * len(self.counts)), len(self.counts) - 1)]
+        counts = (self.candidates, *self.then)
+        return counts[min(int(fraction * len(counts)), len(counts) - 1)]
 
     def begin(self, rows: int) -> Memory:
         """Value zero."""

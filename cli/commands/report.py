@@ -10,6 +10,7 @@ from ..config import RunConfig
 from ..job import redraw
 from ..run_folder import RunFolder
 from ..validation import load_config
+from ..yaml_lines import load_yaml
 
 __all__ = ["report"]
 
@@ -22,4 +23,14 @@ def report(console: Console, path: Path) -> None:
         FileFormatError: if ``weights.npz`` is damaged.
     """
     folder = RunFolder.open(path)
+    if load_yaml(folder.config).data.get("job") == "steer":
+        _redraw_steering(console, folder)
+        return
     redraw(folder, load_config(folder.config, RunConfig), console)
+
+
+def _redraw_steering(console: Console, folder: RunFolder) -> None:
+    from ..steer_config import SteerConfig
+    from ..steer_job import redraw_steering
+
+    redraw_steering(folder, load_config(folder.config, SteerConfig), console)

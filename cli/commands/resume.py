@@ -16,6 +16,7 @@ from ..train_config import TrainConfig
 from ..training_job import TrainingJob, training_inputs
 from ..validation import load_config
 from ..yaml_lines import load_yaml
+from .train import VALUE_JOB, resume_value
 
 __all__ = ["resume"]
 
@@ -31,7 +32,14 @@ def resume(console: Console, path: Path) -> None:
     if folder.complete:
         raise UserError(f"{path}: the run is complete; to draw it again: feynkac report {path}")
     _as_at_the_start(console, folder)
-    if load_yaml(folder.config).data.get("job") == "train":
+    kind = load_yaml(folder.config).data.get("job")
+    if kind == "steer":
+        _resume_steering(console, folder)
+        return
+    if kind == VALUE_JOB:
+        resume_value(console, folder)
+        return
+    if kind == "train":
         training = load_config(folder.config, TrainConfig)
         folder.check_inputs(training_inputs(training))
         TrainingJob.build(training).execute(folder, console)
@@ -40,6 +48,17 @@ def resume(console: Console, path: Path) -> None:
     folder.check_inputs(input_files(config))
     with console.status("building system, energy and proposal"):
         job = FreeEnergyJob.build(config)
+    job.execute(folder, console)
+
+
+def _resume_steering(console: Console, folder: RunFolder) -> None:
+    from ..steer_config import SteerConfig
+    from ..steer_job import SteerJob, steer_inputs
+
+    config = load_config(folder.config, SteerConfig)
+    folder.check_inputs(steer_inputs(config))
+    with console.status("loading the pipeline"):
+        job = SteerJob.build(config)
     job.execute(folder, console)
 
 

@@ -32,8 +32,9 @@ class RunDecoding:
         """Note the running call's arguments and generators, before noise is drawn."""
         own = None if self._decode is not None else self._pipeline()
         for decoder in (self._decode, self._preview, own):
-            if callable(getattr(decoder, "begin", None)):
-                decoder.begin()
+            begin = getattr(decoder, "begin", None)
+            if callable(begin):
+                begin()
 
     def on_the_way(self, clean: Tensor) -> Any:
         """Images of x0-hat."""

@@ -24,6 +24,7 @@ _NAMES = (
     "decoder",
     "prior",
     "controlnet",
+    "model",
 )  # other names: by package
 _PACKAGES = ("diffusers.models.unets", "diffusers.models.transformers", "diffusers.models.controlnets")
 

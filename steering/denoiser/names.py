@@ -13,7 +13,7 @@ HIDDEN = ("hidden_states", "sample", "noisy_latents")
 STATES = frozenset(HIDDEN) | _words(
     """
     audio_hidden_states down_block_additional_residuals mid_block_additional_residual block_controlnet_hidden_states
-    controlnet_block_samples controlnet_single_block_samples
+    controlnet_block_samples controlnet_single_block_samples tokens
     """
 )
 """Arguments that are functions of the particle's state, so that they differ from row to row."""

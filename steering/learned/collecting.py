@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from ...fkc.checkpoint import exists, load_state, save_state
 from ...fkc.streams import generator_for, split_seed
-from ..attach import _BATCH_ARGUMENTS, attach
+from ..asking import BATCH_ARGUMENTS
+from ..attach import attach
 from ..context import FinalContext, StepContext
 from ..controls import Memory, Target, When, due
 from ..errors import SteeringError
@@ -194,10 +195,10 @@ def _call(pipe: Any, call: Call, rows: int, generator: Generator) -> None:
         call(rows, generator)
         return
     accepted = inspect.signature(type(pipe).__call__).parameters
-    counts = [name for name in _BATCH_ARGUMENTS if name in accepted]
+    counts = [name for name in BATCH_ARGUMENTS if name in accepted]
     if not counts:
         raise SteeringError(
-            f"{type(pipe).__name__} takes none of {', '.join(_BATCH_ARGUMENTS)}; "
+            f"{type(pipe).__name__} takes none of {', '.join(BATCH_ARGUMENTS)}; "
             "give call= as a function of (rows, generator)"
         )
     pipe(**{counts[0]: rows, "generator": generator, **call})

@@ -45,7 +45,7 @@ def mean(x):
 CONTROLS = {
     "fk": lambda reward: FKSteering(reward, scale=2.0, on="latents"),
     "fk, lag 1, max": lambda reward: FKSteering(reward, scale=2.0, on="latents", lag=1, potential="max", when=every(2)),
-    "soft value": lambda reward: SoftValueGuidance(reward, temperature=0.5, candidates=(4, 2), on="latents"),
+    "soft value": lambda reward: SoftValueGuidance(reward, temperature=0.5, candidates=4, then=(2,), on="latents"),
 }
 
 

@@ -153,10 +153,10 @@ def test_gradients_need_the_move_whose_density_is_known():
 # --- candidates ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("counts", [(8, 4, 2, 1), (1, 4), (6, 2)])
+@pytest.mark.parametrize("counts", [(8, 4, 2, 1), (4, 1, 3), (6, 2)])
 def test_shrinking_candidate_counts_keep_the_law_and_cost_less(counts):
     reward, scale = CASES["L1"]
-    control = SoftValueGuidance(reward, temperature=1 / scale, candidates=counts, on="latents")
+    control = SoftValueGuidance(reward, temperature=1 / scale, candidates=counts[0], then=counts[1:], on="latents")
     run = steered(PIPE, control, particles=100, populations=60)
     check_law(run, "L1", particles=100)
     # children of move t are judged at move t + 1; the first are the initial draws
@@ -179,7 +179,7 @@ def test_a_wrong_number_of_children_in_the_average_is_noticed(monkeypatch):
         return child, increment + math.log(self.live.candidates / self.layout.candidates)
 
     monkeypatch.setattr(particles_module.Particles, "_choose", wrong)
-    control = SoftValueGuidance(reward, temperature=1 / scale, candidates=(8, 4, 2, 1), on="latents")
+    control = SoftValueGuidance(reward, temperature=1 / scale, candidates=8, then=(4, 2, 1), on="latents")
     run = steered(PIPE, control, particles=100, populations=60)
     truth = CHAIN.tilted(reward, scale).log_evidence
     assert not ZTest.from_samples((run.log_evidence - truth).exp(), 1.0).passed
@@ -238,7 +238,8 @@ def test_records_and_counts():
         (lambda: Gradient(through="unet"), "through: got 'unet'"),
         (lambda: Draws(2, data_variance=0.0), "data_variance: got 0.0"),
         (lambda: near(1.5), "near: got"),
-        (lambda: SoftValueGuidance(QuadraticReward(), 1.0, ()), "candidates: got"),
+        (lambda: SoftValueGuidance(QuadraticReward(), 1.0, 0), "candidates: got 0"),
+        (lambda: SoftValueGuidance(QuadraticReward(), 1.0, 2, then=(4,)), "then: got"),
     ],
 )
 def test_bad_options_are_refused_by_name(make, message):

@@ -1,0 +1,56 @@
+"""The one-liner: attach, ask for enough samples, call."""
+
+import inspect
+from typing import Any, Literal
+
+from .asking import batched_call, populations_of, row_generators
+from .attach import attach
+from .controls import Control
+from .lockstep import run_lockstep
+from .run import Run
+
+__all__ = ["steer"]
+
+_OPTIONS = tuple(name for name in inspect.signature(attach).parameters if name not in ("pipe", "controls"))
+
+
+def steer(
+    pipe: Any,
+    *controls: Control,
+    particles: int,
+    seed: int,
+    runner: Literal["batch", "lockstep"] = "batch",
+    **call: Any,
+) -> tuple[Any, Run]:
+    """Steer one call of a pipeline.
+
+    output, run = steer(pipe, FKSteering(reward, scale=2.0), particles=8, seed=0, prompt="a cat", transition="auto")
+
+    Args:
+        pipe: a diffusers pipeline.
+        controls: what to steer to.
+        particles: K, samples of each prompt.
+        seed: of everything: where the call names no ``generator``, the initial noise too, each row's own.
+        runner: ``"batch"``: one call with P x K (x candidates) rows; ``"lockstep"``: as many calls of one sample that
+            meet at every step, for pipelines that cannot batch or whose batch does not fit in memory.
+        call: arguments of the pipeline, and options of :func:`attach` among them.
+
+    Returns:
+        What the pipeline returned (for ``"lockstep"`` a list, one output a sample), and the run.
+
+    Raises:
+        SteeringError: as for :func:`attach`, or nothing is known that asks this pipeline for several samples.
+    """
+    if runner not in ("batch", "lockstep"):
+        raise ValueError(f"runner: got {runner!r}, expected 'batch' or 'lockstep'")
+    options = {name: call.pop(name) for name in list(call) if name in _OPTIONS}
+    samples = particles * max([control.candidates for control in controls] + [1])
+    populations = options.get("populations") or populations_of(call)
+    with attach(pipe, *controls, particles=particles, seed=seed, **options) as run:
+        if runner == "lockstep":
+            return run_lockstep(pipe, rows=samples * populations, seed=seed, **call), run
+        if call.get("generator") is None:
+            generators = row_generators(pipe, samples, populations, seed)
+            call |= {} if generators is None else {"generator": generators}
+        output = pipe(**batched_call(pipe, samples, populations, call))
+    return output, run
