@@ -4,7 +4,7 @@ from .attach import attach
 from .best_of_n import best_of_n
 from .context import FinalContext, StepContext
 from .controls import Control, Target, Weighed, every, near
-from .errors import BatchLayoutError, DeterministicStep, SteeringError, UnsupportedScheduler
+from .errors import BatchLayoutError, DeterministicStep, SteeringError, SteeringWarning, UnsupportedScheduler
 from .fk import FKSteering
 from .gradient import Gradient
 from .lockstep import run_lockstep
@@ -42,6 +42,7 @@ __all__ = [
     "register_scheduler",
     "registered_schedulers",
     "SteeringError",
+    "SteeringWarning",
     "UnsupportedScheduler",
     "DeterministicStep",
     "BatchLayoutError",

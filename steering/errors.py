@@ -1,6 +1,6 @@
 """Errors of steering: what cannot be done exactly is refused, by name and with the remedy."""
 
-__all__ = ["BatchLayoutError", "DeterministicStep", "SteeringError", "UnsupportedScheduler"]
+__all__ = ["BatchLayoutError", "DeterministicStep", "SteeringError", "SteeringWarning", "UnsupportedScheduler"]
 
 
 class SteeringError(RuntimeError):
@@ -17,3 +17,7 @@ class DeterministicStep(SteeringError):
 
 class BatchLayoutError(SteeringError):
     """The rows of the batch are not P prompts x K particles with a prompt's particles side by side."""
+
+
+class SteeringWarning(UserWarning):
+    """The law that is steered is not the one a user would expect; the run's notes say the same."""

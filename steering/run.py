@@ -1,5 +1,6 @@
 """What a steered run leaves behind: weights, evidence, ancestry, rewards, counts."""
 
+import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from ..fkc import Population
 from ..fkc.genealogy import distinct_roots, evidence_std_error
+from .errors import SteeringWarning
 
 __all__ = ["Calls", "Run", "StepRecord"]
 
@@ -81,10 +83,12 @@ class Run:
     notes: list[str] = field(default_factory=list)
     _samples: Tensor | None = None
 
-    def note(self, text: str, *, biased: bool = False) -> None:
-        """Keep a remark, once."""
+    def note(self, text: str, *, biased: bool = False, aloud: bool = False) -> None:
+        """Keep a remark, once. ``aloud``: warn of it too; ``biased``: the outputs are no weighted draws."""
         if text not in self.notes:
             self.notes.append(text)
+            if aloud:
+                warnings.warn(text, SteeringWarning, stacklevel=2)
         if biased:
             self.exact = False
 

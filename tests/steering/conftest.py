@@ -9,6 +9,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     messages = (
         "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
         "ignore:__array_wrap__ must accept context:DeprecationWarning",
+        "ignore::feynkac.steering.SteeringWarning",  # what changes the law is said; tests ask for it where it matters
         "ignore:Should have t[ab][<>]=t[01]:UserWarning",
     )
     for item in items:

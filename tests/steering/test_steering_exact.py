@@ -20,6 +20,7 @@ from feynkac.steering import (
     FKSteering,
     SoftValueGuidance,
     SteeringError,
+    SteeringWarning,
     Target,
     attach,
     every,
@@ -313,7 +314,7 @@ def test_wrong_batches_seeds_and_clipping_are_explained(pipe):
     clipped.set_progress_bar_config(disable=True)
     with pytest.raises(SteeringError, match="clip"), attach(clipped, fk("L1"), particles=4, seed=0, exact=True):
         run_pipe(clipped, 8)
-    with attach(clipped, fk("L1"), particles=4, seed=0) as run:
+    with pytest.warns(SteeringWarning, match="clips"), attach(clipped, fk("L1"), particles=4, seed=0) as run:
         run_pipe(clipped, 8)
     assert "clips" in run.notes[0]
 
