@@ -11,14 +11,19 @@ Example:
 """
 
 from .cloud import Cloud, permute
+from .corrected import WeightedSamples, sample_corrected
 from .density import Autograd, GeometricPath, LogDensity, Point, WithScore
+from .diffusion import Diffusion
 from .errors import (
     CheckpointError,
     NonFiniteWeightWarning,
+    PathCollapsed,
     PopulationCollapsed,
     ScheduleExhausted,
+    UnstableNoise,
     WeightError,
 )
+from .experts import Expert
 from .genealogy import distinct_roots, evidence_std_error, mean_std_error
 from .model import FeynmanKacModel, FunctionModel
 from .pareto import ParetoSmoothed, Truncated, pareto_smooth, truncate
@@ -26,6 +31,7 @@ from .population import Population
 from .resampling import SCHEMES, Scheme, copies, resample
 from .smc import Checkpoint, Evidence, SMCResult, State, StepInfo, init, smc, step
 from .streams import Stream, Streams, generator_for, normal, split_seed, uniform
+from .targets import Annealed, AnnealedProduct, GeometricAverage, Product, RewardTilt, Target
 from .tempering import AdaptiveSchedule, FixedSchedule, StepSizeTuning, Tempering, conditional_ess
 from .weights import effective_sample_size, log_evidence_std_error, log_mean_exp, normalize
 
@@ -57,6 +63,17 @@ __all__ = [
     "FunctionModel",
     "Cloud",
     "permute",
+    # correctors
+    "Diffusion",
+    "Expert",
+    "Target",
+    "Annealed",
+    "Product",
+    "AnnealedProduct",
+    "GeometricAverage",
+    "RewardTilt",
+    "sample_corrected",
+    "WeightedSamples",
     # genealogy
     "evidence_std_error",
     "mean_std_error",
@@ -81,6 +98,8 @@ __all__ = [
     "uniform",
     # errors
     "PopulationCollapsed",
+    "PathCollapsed",
+    "UnstableNoise",
     "WeightError",
     "NonFiniteWeightWarning",
     "ScheduleExhausted",

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 __all__ = [
     "CheckpointError",
     "NonFiniteWeightWarning",
+    "PathCollapsed",
     "PopulationCollapsed",
     "ScheduleExhausted",
+    "UnstableNoise",
     "WeightError",
 ]
 
@@ -28,6 +30,40 @@ class ScheduleExhausted(RuntimeError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint is missing, truncated, altered, or belongs to another run."""
+
+
+class PathCollapsed(ValueError):
+    """A target cannot be normalised at some noise level, although it can be at both ends.
+
+    Attributes:
+        variance: noise variance of the level.
+        progress: 0 at the noise, 1 at the data.
+        precision: of the target's Gaussian reference there, not positive.
+    """
+
+    def __init__(self, variance: float, progress: float, precision: float) -> None:
+        super().__init__(
+            f"the target cannot be normalised at noise variance {variance:.4g} (progress {progress:.3g}): its Gaussian "
+            f"reference has precision {precision:.4g} there; let the exponents move along the path, or give the "
+            "experts one clock"
+        )
+        self.variance, self.progress, self.precision = variance, progress, precision
+
+
+class UnstableNoise(ValueError):
+    """A noise multiplier at which weighted particles drift away from their target.
+
+    Attributes:
+        noise: kappa that was asked for.
+        bound: what it must exceed.
+    """
+
+    def __init__(self, noise: float, bound: float, remedy: str) -> None:
+        super().__init__(
+            f"noise: got {noise:g}, expected more than {bound:.4g}: below that the truth is not attracting for this "
+            f"target, and sampling noise grows along the path; {remedy}, or pass force=True"
+        )
+        self.noise, self.bound = noise, bound
 
 
 class PopulationCollapsed(RuntimeError):

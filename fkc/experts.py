@@ -1,0 +1,116 @@
+r"""Experts: models of q_t, whatever they predict, brought to one frame.
+
+In the frame y = x/alpha with noise variance h an expert is its clean prediction D(y) = E[x0 | y]; its score is (D -
+y)/h. From x = alpha x0 + sigma eps:
+
+    noise       D = (x - sigma eps)/alpha
+    v           D = alpha x - sigma v                 (variance preserving, v = alpha eps - sigma x0)
+    denoised    D
+    score       D = (x + sigma^2 s)/alpha
+    velocity    D = (sigma' x - sigma u)/(sigma' alpha - sigma alpha')   (u = dx/dt along the path)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .diffusion import Diffusion
+
+__all__ = ["Expert", "Prediction"]
+
+Prediction = Literal["score", "noise", "denoised", "v", "velocity"]
+
+
+@dataclass(frozen=True, eq=False)
+class Expert:
+    """A model of one law.
+
+    Attributes:
+        predict: (x (B, *event), t (B,) float64) -> prediction (B, *event); may be a network.
+        diffusion: the path that it was made for.
+        kind: what it predicts.
+        mean: of the data, a number or a tensor that broadcasts to an event; a guess is enough, see ``std``.
+        std: of the data; the Gaussian with these moments is a reference: it shapes proposals and lowers the variance
+            of weights, and the weights are right whatever it is.
+        log_density: (x (B, *event), t (B,)) -> log q_t (B,), where it is known; makes kernel weights exact at any
+            number of steps.
+        clock: noise variance h of the sampler -> that of this expert, for experts on other schedules; equal if None.
+        shape: of an event, if known.
+    """
+
+    predict: Callable[[Tensor, Tensor], Tensor]
+    diffusion: Diffusion
+    kind: Prediction = "score"
+    mean: float | Tensor = 0.0
+    std: float = 1.0
+    log_density: Callable[[Tensor, Tensor], Tensor] | None = None
+    clock: Callable[[float], float] | None = None
+    shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("score", "noise", "denoised", "v", "velocity"):
+            raise ValueError(f"kind: got {self.kind!r}, expected score, noise, denoised, v or velocity")
+        if not self.std > 0.0:
+            raise ValueError(f"std: got {self.std}, expected a positive number")
+        object.__setattr__(self, "_place", lru_cache(maxsize=None)(self._located))
+
+    def variance(self, h: float) -> float:
+        """This expert's noise variance when the sampler's is ``h``."""
+        return h if self.clock is None else self.clock(h)
+
+    def _located(self, h: float) -> tuple[float, float, float]:
+        """(t, alpha, sigma) at the sampler's ``h``."""
+        t = self.diffusion.time(self.variance(h) ** 0.5)
+        time = torch.tensor(t, dtype=torch.float64)
+        return t, float(self.diffusion.alpha(time)), float(self.diffusion.sigma(time))
+
+    def denoised(self, y: Tensor, h: float) -> Tensor:
+        """E[x0 | y] (B, *event) at the sampler's noise variance ``h``."""
+        t, alpha, sigma = self._place(h)  # type: ignore[attr-defined]
+        x = alpha * y
+        said = self.predict(x, torch.full((len(y),), t, dtype=torch.float64, device=y.device))
+        clean: Tensor
+        if self.kind == "denoised":
+            clean = said
+        elif self.kind == "noise":
+            clean = (x - sigma * said) / alpha
+        elif self.kind == "score":
+            clean = (x + sigma**2 * said) / alpha
+        elif self.kind == "v":
+            clean = alpha * x - sigma * said
+        else:
+            slope_alpha, slope_sigma = self._slopes(t)
+            clean = (slope_sigma * x - sigma * said) / (slope_sigma * alpha - sigma * slope_alpha)
+        return clean
+
+    def score(self, y: Tensor, h: float) -> Tensor:
+        """Gradient (B, *event) of log q in the frame y."""
+        return (self.denoised(y, h) - y) / self.variance(h)
+
+    def log_prob(self, y: Tensor, h: float) -> Tensor:
+        """log q (B,) float64 in the frame y.
+
+        Raises:
+            ValueError: the expert has no ``log_density``.
+        """
+        if self.log_density is None:
+            raise ValueError("log_density: this expert has none")
+        t, alpha, _ = self._place(h)  # type: ignore[attr-defined]
+        times = torch.full((len(y),), t, dtype=torch.float64, device=y.device)
+        scale = torch.tensor(alpha, dtype=torch.float64).log() * y[0].numel()
+        return self.log_density(alpha * y, times).double() + scale
+
+    def _slopes(self, t: float) -> tuple[float, float]:
+        time = torch.tensor(t, dtype=torch.float64, requires_grad=True)
+        with torch.enable_grad():
+            slopes = [
+                torch.autograd.grad(curve(time) + 0.0 * time, time)[0]
+                for curve in (self.diffusion.alpha, self.diffusion.sigma)
+            ]
+        return float(slopes[0]), float(slopes[1])

@@ -1,0 +1,205 @@
+r"""Targets made of pretrained laws: :math:`\pi_h(y) \propto \prod_i q_{i,h}(y)^{a_i} \exp(\beta\, r(y))`.
+
+Exponents and the reward's scale may move along the path: functions of the progress u, 0 at the noise and 1 at the data.
+In the frame of :mod:`.experts`, with noise variance h falling by :math:`\delta` (:math:`\delta_i` on expert i's own
+clock),
+
+.. math::
+    \text{drift} = \sum_i a_i \tfrac{\delta_i}{2} s_i + \tfrac{\kappa\delta}{2}(S + R), \qquad
+    \Delta\log w = \Bigl(\sum_i a_i \tfrac{\delta_i}{2} s_i\Bigr)\cdot(S + R) - \sum_i a_i\tfrac{\delta_i}{2}|s_i|^2
+    + r\,\Delta\beta + \sum_i \Delta a_i \log q_i,
+
+S the sum of a_i s_i, R the gradient of beta r, kappa the noise multiplier (noise variance kappa delta). For every kappa
+the Laplacians cancel (Skreta et al. 2025, propositions 3.1 to 3.4 and D.5, are special cases).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import PathCollapsed
+from .experts import Expert
+
+__all__ = [
+    "Annealed",
+    "AnnealedProduct",
+    "Exponent",
+    "GaussianReference",
+    "GeometricAverage",
+    "Product",
+    "RewardTilt",
+    "Target",
+]
+
+Exponent = float | Callable[[float], float]
+"""A number, or a function of the progress u in [0, 1]."""
+
+
+@dataclass(frozen=True, eq=False)
+class RewardTilt:
+    """A reward in the exponent.
+
+    Attributes:
+        reward: y (B, *event) -> (B,), differentiable by autograd.
+        scale: beta; a function of u should begin at 0, so that the noise is not tilted.
+    """
+
+    reward: Callable[[Tensor], Tensor]
+    scale: Exponent = 1.0
+
+    def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """r (B,) float64 and its gradient (B, *event)."""
+        with torch.enable_grad():
+            x = y.detach().requires_grad_()
+            value = self.reward(x)
+            (gradient,) = torch.autograd.grad(value.sum(), x)
+        return value.detach().double(), gradient
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianReference:
+    """The target if every expert were the Gaussian of its ``mean`` and ``std``.
+
+    Attributes:
+        mean: a number or a tensor that broadcasts to an event.
+        variance: of every coordinate.
+        log_normalizer: log of the integral of the product of the experts' Gaussians, for one event.
+        precisions: a_i / v_i of each expert.
+        means: of each expert.
+        variances: v_i of each expert, data and noise.
+    """
+
+    mean: Tensor
+    variance: float
+    log_normalizer: float
+    precisions: tuple[float, ...]
+    means: tuple[Tensor, ...]
+    variances: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A product of powers of experts, and a reward.
+
+    Attributes:
+        experts: at least one.
+        exponents: one each; negative ones divide.
+        tilt: or None.
+    """
+
+    experts: tuple[Expert, ...]
+    exponents: tuple[Exponent, ...]
+    tilt: RewardTilt | None = None
+
+    def __post_init__(self) -> None:
+        if not self.experts or len(self.experts) != len(self.exponents):
+            raise ValueError(
+                f"exponents: got {len(self.exponents)} for {len(self.experts)} experts, expected one for each of at "
+                "least one"
+            )
+        for u in (0.0, 0.5, 1.0):
+            for i, a in enumerate(self.powers(u)):
+                if not math.isfinite(a):
+                    raise ValueError(f"exponents[{i}]: got {a} at progress {u}, expected a finite number")
+
+    def powers(self, u: float) -> tuple[float, ...]:
+        """The exponents at progress ``u``."""
+        return tuple(float(a(u)) if callable(a) else float(a) for a in self.exponents)
+
+    def reward_scale(self, u: float) -> float:
+        """beta at progress ``u``; 0 without a reward."""
+        if self.tilt is None:
+            return 0.0
+        return float(self.tilt.scale(u)) if callable(self.tilt.scale) else float(self.tilt.scale)
+
+    def tilted(self, reward: Callable[[Tensor], Tensor], scale: Exponent = 1.0) -> Target:
+        """The same experts with a reward."""
+        return Target(self.experts, self.exponents, RewardTilt(reward, scale))
+
+    @property
+    def moving(self) -> bool:
+        """Some exponent changes along the path."""
+        return any(callable(a) for a in self.exponents)
+
+    def reference(self, h: float, u: float, shape: Sequence[int]) -> GaussianReference:
+        """The target's Gaussian reference at noise variance ``h``.
+
+        Raises:
+            PathCollapsed: its precision is not positive: the target cannot be normalised there.
+        """
+        powers = self.powers(u)
+        variances = tuple(e.std**2 + e.variance(h) for e in self.experts)
+        precisions = tuple(a / v for a, v in zip(powers, variances, strict=True))
+        total = sum(precisions)
+        if not total > 0.0:
+            raise PathCollapsed(h, u, total)
+        means = tuple(torch.as_tensor(e.mean, dtype=torch.float64).expand(tuple(shape)) for e in self.experts)
+        weighted = sum((p * m for p, m in zip(precisions, means, strict=True)), torch.zeros(tuple(shape)).double())
+        mean = weighted / total
+        dimension = math.prod(shape)
+        log_integral = 0.5 * dimension * math.log(2 * math.pi / total) + 0.5 * total * float(mean.square().sum())
+        for a, v, m in zip(powers, variances, means, strict=True):
+            log_integral -= 0.5 * a * (dimension * math.log(2 * math.pi * v) + float(m.square().sum()) / v)
+        return GaussianReference(mean, 1.0 / total, log_integral, precisions, means, variances)
+
+    def check_path(self, levels: Sequence[float], shape: Sequence[int]) -> None:
+        """The Gaussian test that the target can be normalised at every level (variances ``levels``, noise first).
+
+        Raises:
+            PathCollapsed: it cannot somewhere.
+        """
+        for i, h in enumerate(levels):
+            self.reference(h, i / (len(levels) - 1), shape)
+
+
+class Annealed(Target):
+    """q^beta.
+
+    Args:
+        expert: q.
+        exponent: beta.
+    """
+
+    def __init__(self, expert: Expert, exponent: Exponent) -> None:
+        super().__init__((expert,), (exponent,))
+
+
+class Product(Target):
+    """The product of all experts."""
+
+    def __init__(self, *experts: Expert) -> None:
+        super().__init__(experts, (1.0,) * len(experts))
+
+
+class AnnealedProduct(Target):
+    """(The product of all experts)^beta.
+
+    Args:
+        experts: at least one.
+        exponent: beta.
+    """
+
+    def __init__(self, experts: Sequence[Expert], exponent: Exponent) -> None:
+        super().__init__(tuple(experts), (exponent,) * len(experts))
+
+
+class GeometricAverage(Target):
+    """q_1^(1-w) q_2^w: classifier-free guidance with q_1 unconditional, q_2 conditional and w the guidance scale.
+
+    Args:
+        first: q_1.
+        second: q_2.
+        weight: w.
+    """
+
+    def __init__(self, first: Expert, second: Expert, weight: Exponent) -> None:
+        if callable(weight):
+            moving = weight
+            super().__init__((first, second), (lambda u: 1.0 - moving(u), moving))
+        else:
+            super().__init__((first, second), (1.0 - weight, weight))
