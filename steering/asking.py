@@ -56,13 +56,16 @@ def batched_call(pipe: Any, samples: int, populations: int, call: dict[str, Any]
     return {name: _repeated(value, samples) if name in _REPEATED else value for name, value in call.items()}
 
 
-def row_generators(pipe: Any, samples: int, populations: int, seed: int) -> list[Generator] | None:
-    """Generators of the initial noise, one a row, each prompt's of its own; None if the pipeline takes none."""
+def row_generators(pipe: Any, samples: int, populations: int, seed: int, *, first: int = 0) -> list[Generator] | None:
+    """Generators of the initial noise, one a row, each prompt's (numbered from ``first``) of its own; None if the
+    pipeline takes none."""
     parameters = inspect.signature(type(pipe).__call__).parameters
     if "generator" not in parameters:
         return None
     root = split_seed(seed, _INITIAL)
-    return [generator_for(split_seed(root, p), row) for p in range(populations) for row in range(samples)]
+    return [
+        generator_for(split_seed(root, p), row) for p in range(first, first + populations) for row in range(samples)
+    ]
 
 
 def _repeated(value: Any, samples: int) -> Any:

@@ -47,6 +47,7 @@ def attach(
     preview: Callable[[Tensor], Any] | None = None,
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
+    first_population: int = 0,
 ) -> Iterator[Run]:
     """Steer every call of ``pipe`` made inside the block.
 
@@ -71,6 +72,8 @@ def attach(
         checkpoint: folder, and after how many calls of the scheduler's step the whole state is written to it.
         resume: go on from the checkpoint, if there is one: call the pipeline with the same arguments, its denoiser is
             not asked again about steps already made, and the result has the bits of a run never stopped.
+        first_population: number of the first prompt in a longer list that is worked through in several calls: its
+            random streams are those it would have there.
 
     Yields:
         The :class:`Run`, filled when the pipeline has returned.
@@ -88,7 +91,17 @@ def attach(
     if seed is None and controls:
         raise ValueError("seed: is needed: without it the same call would give other samples each time")
     settings = Settings(
-        particles, populations, ess_threshold, resampler, seed or 0, final, transition, kernel_eta, exact, chunk_size
+        particles,
+        populations,
+        ess_threshold,
+        resampler,
+        seed or 0,
+        final,
+        transition,
+        kernel_eta,
+        exact,
+        chunk_size,
+        first_population,
     )
     run = Run()
     recorded = any(getattr(getattr(c, "gradient", None), "through", None) == "denoiser" for c in controls)

@@ -42,6 +42,7 @@ class Settings:
     eta: float
     exact: bool
     chunk_size: int | None = None
+    first_population: int = 0
 
 
 class Decoding(Protocol):
@@ -212,7 +213,7 @@ class Controller:
         self._check_law(step, rule, move)
         self.tap.confirm_rows(layout.rows * layout.tiles)
         first = step_position(scheduler, step.arguments["timestep"]).move
-        streams = Streams.from_seed(s.seed, layout.populations)
+        streams = Streams.from_seed(s.seed, layout.populations, first=s.first_population)
         particles = Particles(
             self.controls, layout, streams, ess_threshold=s.ess_threshold, resampler=s.resampler, run=self.run
         )
@@ -223,7 +224,7 @@ class Controller:
             note = "a feature cache is on: its skips change the law, and some are decided by an average over all rows"
             if s.exact:
                 raise SteeringError(note + "; exact=True refuses it")
-            self.run.note(note)
+            self.run.note(note, aloud=True)
         return Trajectory(layout, rule, rule.levels(scheduler)[first:], first, particles, streams, move, cached)
 
     def _chosen_move(self, step: Step, rule: SchedulerRule) -> GaussianMove | None:
@@ -248,16 +249,17 @@ class Controller:
                 raise SteeringError(
                     note + "; exact=True refuses it: set clip_sample and thresholding to False in its config"
                 )
-            self.run.note(note)
+            self.run.note(note, aloud=True)
         if rule.own_noise and move is None and self.controls:
             note = f"{name} draws noise from inside: no seed reaches it, and a run cannot be repeated"
             if self.settings.exact:
                 raise SteeringError(note + "; exact=True refuses it")
-            self.run.note(note)
+            self.run.note(note, aloud=True)
         if move is None and self.controls and getattr(step.scheduler, "config", {}).get("stochastic_sampling", False):
             self.run.note(
                 f"{name} with stochastic_sampling=True draws all noise anew at every step: the law steered is that "
-                "sampler's own, not the model's; transition=\"stochastic\" keeps the marginals"
+                "sampler's own, not the model's; transition=\"stochastic\" keeps the marginals",
+                aloud=True,
             )
         alone = self.settings.particles * self.candidates == 1 or all(
             getattr(control, "when", None) == () for control in self.controls
@@ -324,6 +326,7 @@ class Controller:
             decode=self._preview,
             log_weights=particles.population.log_weights,
             seed=self.settings.seed,
+            first_population=self.settings.first_population,
             chunk_size=self.settings.chunk_size,
             read_clean=None if rule.clean is None else read,
             draw_clean=None if rule.draws is None else draw,

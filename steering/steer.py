@@ -50,7 +50,8 @@ def steer(
         if runner == "lockstep":
             return run_lockstep(pipe, rows=samples * populations, seed=seed, **call), run
         if call.get("generator") is None:
-            generators = row_generators(pipe, samples, populations, seed)
+            first = options.get("first_population", 0)
+            generators = row_generators(pipe, samples, populations, seed, first=first)
             call |= {} if generators is None else {"generator": generators}
         output = pipe(**batched_call(pipe, samples, populations, call))
     return output, run
