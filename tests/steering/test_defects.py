@@ -310,7 +310,7 @@ def test_the_global_generator_plays_no_part(monkeypatch):
 
     class FromTheGlobalGenerator(Streams):
         @classmethod
-        def from_seed(cls, seed, populations):
+        def from_seed(cls, seed, populations, *, first=0):
             return Streams.from_seed(int(torch.randint(2**31, ())), populations)
 
     monkeypatch.setattr(controller_module, "Streams", FromTheGlobalGenerator)
