@@ -56,6 +56,7 @@ format:
 bench: env
 	$(BIN)/python tests/benchmarks/bench_energies.py
 	$(BIN)/python tests/benchmarks/bench_resampling.py
+	$(BIN)/python tests/benchmarks/bench_steering.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

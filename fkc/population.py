@@ -258,8 +258,8 @@ def _lost_pairs(weights: Tensor, scheme: Scheme) -> Tensor:
     multinomial."""
     k = weights.shape[-1]
     distinct = 1 - row_sum(weights.square())
-    lost = scheme.copy_variance(weights) / (k**2 * distinct.clamp_min(_TINY))
-    return torch.where(distinct > 0, lost, 0.0).clamp(0.0, 1.0 - 1e-12)
+    lost = scheme.copy_variance(weights) / (k**2 * distinct.clamp_min(_ONE_WEIGHT))
+    return lost.clamp(0.0, 1.0 - 1e-12)
 
 
-_TINY = torch.finfo(torch.float64).tiny
+_ONE_WEIGHT = 1e-12  # share of pairs below which a single weight is all there is, up to rounding

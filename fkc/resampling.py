@@ -234,9 +234,8 @@ def _multinomial_variance(weights: Tensor) -> Tensor:
 
 def _fraction_variance(weights: Tensor) -> Tensor:
     """A count that is floor or ceil of its mean has variance f (1 - f)."""
-    expected = weights * weights.shape[-1]
-    fraction = expected - expected.floor()
-    return (fraction * (1 - fraction)).sum(dim=-1)
+    fraction = (weights * weights.shape[-1]).frac()
+    return (fraction - fraction.square()).sum(dim=-1)
 
 
 def _residual_variance(weights: Tensor) -> Tensor:

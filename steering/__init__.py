@@ -1,9 +1,10 @@
 """Steer diffusers pipelines with correct weights: a hook of three lines."""
 
+from ..fkc.run_state import Checkpoint
 from .attach import attach
 from .best_of_n import best_of_n
 from .context import FinalContext, StepContext
-from .controls import Control, Target, Weighed, every, near
+from .controls import Control, Memory, Target, Weighed, When, every, near
 from .errors import BatchLayoutError, DeterministicStep, SteeringError, SteeringWarning, UnsupportedScheduler
 from .fk import FKSteering
 from .gradient import Gradient
@@ -29,6 +30,9 @@ __all__ = [
     "TargetKL",
     "Control",
     "Weighed",
+    "Memory",
+    "When",
+    "Checkpoint",
     "Target",
     "StepContext",
     "FinalContext",

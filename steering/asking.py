@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Generator
+from torch import Generator, Tensor
 
 from ..fkc.streams import generator_for, split_seed
 from .errors import SteeringError
@@ -21,7 +21,7 @@ BATCH_ARGUMENTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_images
 """Arguments that set the number of samples, by the names that diffusers' pipelines use."""
 
 _REPEATED = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "class_labels", "image")
-_MAIN = ("prompt", "prompt_embeds", "class_labels", "image_embeddings", "image")
+_MAIN = ("prompt", "prompt_embeds", "class_labels", "image_embeddings")
 _FORCED = re.compile(r"^\s+num_(images|videos)_per_prompt = 1$", re.MULTILINE)
 _INITIAL = 2**31 - 2  # an index that no population has: initial noise shares no stream with moves and resampling
 
@@ -30,8 +30,10 @@ def populations_of(call: dict[str, Any]) -> int:
     """How many prompts (or labels) a call names: P."""
     for name in _MAIN:
         value = call.get(name)
-        if value is not None and not isinstance(value, str | int):
-            return len(value) if hasattr(value, "__len__") else 1
+        if isinstance(value, list | tuple) or (isinstance(value, Tensor) and value.ndim > 0):
+            return len(value)
+        if value is not None:
+            return 1
     return 1
 
 
@@ -56,13 +58,16 @@ def batched_call(pipe: Any, samples: int, populations: int, call: dict[str, Any]
     return {name: _repeated(value, samples) if name in _REPEATED else value for name, value in call.items()}
 
 
-def row_generators(pipe: Any, samples: int, populations: int, seed: int) -> list[Generator] | None:
-    """Generators of the initial noise, one a row, each prompt's of its own; None if the pipeline takes none."""
+def row_generators(pipe: Any, samples: int, populations: int, seed: int, *, first: int = 0) -> list[Generator] | None:
+    """Generators of the initial noise, one a row, each prompt's (numbered from ``first``) of its own; None if the
+    pipeline takes none."""
     parameters = inspect.signature(type(pipe).__call__).parameters
     if "generator" not in parameters:
         return None
     root = split_seed(seed, _INITIAL)
-    return [generator_for(split_seed(root, p), row) for p in range(populations) for row in range(samples)]
+    return [
+        generator_for(split_seed(root, p), row) for p in range(first, first + populations) for row in range(samples)
+    ]
 
 
 def _repeated(value: Any, samples: int) -> Any:

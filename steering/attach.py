@@ -5,26 +5,28 @@ with attach(pipe, FKSteering(reward, scale=2.0), particles=8, seed=0) as run:
 run.log_weights, run.log_evidence, run.ess
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..fkc.errors import PopulationCollapsed
 from ..fkc.run_state import Checkpoint
-from .controller import Controller, Settings
+from .checks import check_controls, check_settings
+from .controller import Controller
 from .controls import Control
 from .decode.around_run import RunDecoding
-from .decode.tail import tiles_of
+from .decode.tail import running_tiles
 from .denoiser import DenoiserTap
 from .errors import SteeringError
 from .hook import listening
 from .moves import Transition
 from .particles import Final
-from .resume import TrajectoryStore
+from .resume import TrajectoryStore, identity_of
 from .run import Run
+from .settings import Settings
 
 __all__ = ["attach"]
 
@@ -45,8 +47,9 @@ def attach(
     exact: bool = False,
     decode: Callable[[Tensor], Any] | None = None,
     preview: Callable[[Tensor], Any] | None = None,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Checkpoint | str | Path | None = None,
     resume: bool = False,
+    first_population: int = 0,
 ) -> Iterator[Run]:
     """Steer every call of ``pipe`` made inside the block.
 
@@ -68,9 +71,12 @@ def attach(
         exact: refuse anything that changes the law, such as a clipped clean prediction.
         decode: clean latents -> what rewards on images see; the pipeline's own decoding if None.
         preview: the same for x0-hat on the way alone, such as a small autoencoder; ``decode`` if None.
-        checkpoint: folder, and after how many calls of the scheduler's step the whole state is written to it.
+        checkpoint: ``Checkpoint(folder, every)``: folder, and after how many calls of the scheduler's step the whole
+            state is written to it; a folder alone: every 10.
         resume: go on from the checkpoint, if there is one: call the pipeline with the same arguments, its denoiser is
             not asked again about steps already made, and the result has the bits of a run never stopped.
+        first_population: number of the first prompt in a longer list that is worked through in several calls: its
+            random streams are those it would have there.
 
     Yields:
         The :class:`Run`, filled when the pipeline has returned.
@@ -84,48 +90,46 @@ def attach(
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None:
         raise SteeringError(f"{type(pipe).__name__} has no scheduler to attach to")
-    _check_numbers(particles, populations, ess_threshold, chunk_size, final, transition, kernel_eta)
     if seed is None and controls:
         raise ValueError("seed: is needed: without it the same call would give other samples each time")
     settings = Settings(
-        particles, populations, ess_threshold, resampler, seed or 0, final, transition, kernel_eta, exact, chunk_size
+        particles,
+        populations,
+        ess_threshold,
+        resampler,
+        seed or 0,
+        final,
+        transition,
+        kernel_eta,
+        exact,
+        chunk_size,
+        first_population,
     )
+    check_settings(settings)
+    check_controls(controls, settings, pipe)
+    if preview is not None and controls and not any(getattr(c, "on", "images") == "images" for c in controls):
+        raise ValueError("preview: no control judges images")
     run = Run()
     recorded = any(getattr(getattr(c, "gradient", None), "through", None) == "denoiser" for c in controls)
     tap = DenoiserTap(pipe, chunk_size=chunk_size, record=recorded)
     decoding = RunDecoding(pipe, decode, preview, chunk_size)
-    store = None if checkpoint is None else TrajectoryStore(pipe, checkpoint, resume, _identity(settings, controls))
-    controller = Controller(controls, settings, run, decoding, tap, tiles_of(pipe) if controls else 1, store)
+    store = None
+    if checkpoint is not None:
+        point = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(Path(checkpoint), 10)
+        store = TrajectoryStore(pipe, point, resume, identity_of(settings, controls))
+    controller = Controller(scheduler, controls, settings, run, decoding, tap, lambda: running_tiles(pipe), store)
     with listening(scheduler, controller), tap.attached():
         yield run
-    if run.population is not None and bool(run.population.collapsed.any()):
-        dead = run.population.collapsed.nonzero().flatten().tolist()
-        raise PopulationCollapsed(dead, len(run.records), particles, run)
+    _check_end(run, controls)
 
 
-def _identity(settings: Settings, controls: tuple[Control, ...]) -> dict[str, Any]:
-    """What must be the same in a run that goes on with another's checkpoint; chunks may differ."""
-    named = {name: value for name, value in asdict(settings).items() if name != "chunk_size"}
-    return {**named, "controls": [f"{type(control).__name__}({control.name})" for control in controls]}
-
-
-def _check_numbers(
-    particles: int,
-    populations: int | None,
-    ess_threshold: float,
-    chunk_size: int | None,
-    final: str,
-    transition: str,
-    kernel_eta: float,
-) -> None:
-    for name, value in (("particles", particles), ("populations", populations), ("chunk_size", chunk_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: got {value}, expected at least 1")
-    if not ess_threshold >= 0.0:
-        raise ValueError(f"ess_threshold: got {ess_threshold}, expected a fraction of the particles, at least 0")
-    if final not in ("weighted", "resampled", "best"):
-        raise ValueError(f"final: got {final!r}, expected 'weighted', 'resampled' or 'best'")
-    if transition not in ("native", "stochastic", "auto"):
-        raise ValueError(f"transition: got {transition!r}, expected 'native', 'stochastic' or 'auto'")
-    if not 0.0 <= kernel_eta <= 1.0:
-        raise ValueError(f"kernel_eta: got {kernel_eta}, expected a number between 0 and 1")
+def _check_end(run: Run, controls: Sequence[Control]) -> None:
+    """After the block: was the last step made, and is every prompt alive?"""
+    if run.population is not None and not run.finished and controls:
+        text = "the pipeline stopped before its last step: there was no last correction, so the weights mean nothing"
+        if max(control.candidates for control in controls) > 1:
+            raise SteeringError(text)
+        run.note(text, biased=True, aloud=True)
+    if run.collapses:
+        dead, steps, particles = run.collapses[0]
+        raise PopulationCollapsed(dead, steps, particles, run)

@@ -42,6 +42,7 @@ class StepContext:
         decode: clean latents -> what rewards on images see.
         log_weights: (P, K) float64 carried so far.
         seed: of a control's own draws at this step.
+        first_population: number of the first population, for the same.
         chunk_size: samples handed to a reward at a time.
         read_clean: (sample, output) -> clean states where they are tokens; None where they are x0-hat.
         draw_clean: (sample, output, n, generators) -> (rows, n, ...) clean draws; None: Gaussian around x0-hat.
@@ -64,6 +65,7 @@ class StepContext:
     decode: Decode
     log_weights: Tensor
     seed: int = 0
+    first_population: int = 0
     chunk_size: int | None = None
     read_clean: Callable[[Tensor, Tensor], Tensor] | None = None
     draw_clean: Callable[[Tensor, Tensor, int, list[Generator]], Tensor] | None = None
@@ -129,7 +131,8 @@ class StepContext:
         A population's draws come from a stream of its own, so they are the same alone or in a batch.
         """
         populations = self.layout[0]
-        generators = [generator_for(split_seed(self.seed, self.index), p) for p in range(populations)]
+        root = split_seed(self.seed, self.index)
+        generators = [generator_for(root, self.first_population + p) for p in range(populations)]
         rows = len(self.sample) // populations
         if self.draw_clean is not None:
             return self.draw_clean(self.sample, self.output, n, [g for g in generators for _ in range(rows)])

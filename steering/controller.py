@@ -13,35 +13,24 @@ import torch
 from torch import Tensor
 
 from ..fkc import Streams
+from ..fkc.streams import split_seed
+from .checks import check_law
 from .context import StepContext
 from .controls import Control
 from .denoiser import DenoiserTap, has_caches
-from .errors import DeterministicStep, SteeringError
+from .errors import SteeringError
 from .gather import gather_arguments, gather_caches, gather_history, gather_output
 from .layout import Layout
-from .moves import GaussianMove, Step, Transition, native_move, previous_sample, row_generators
-from .particles import Final, Particles
+from .moves import GaussianMove, Step, native_move, previous_sample, row_generators
+from .particles import Particles
 from .resume import Restored, TrajectoryStore
 from .run import Run
 from .schedulers import Level, SchedulerRule, rule_for, step_position
+from .settings import Settings
 
-__all__ = ["Controller", "Settings", "Trajectory"]
+__all__ = ["Controller", "Trajectory"]
 
-
-@dataclass(frozen=True)
-class Settings:
-    """How a run is steered; see :func:`feynkac.steering.attach`."""
-
-    particles: int
-    populations: int | None
-    ess_threshold: float
-    resampler: str
-    seed: int
-    final: Final
-    transition: Transition
-    eta: float
-    exact: bool
-    chunk_size: int | None = None
+_LATER_RUNS = 2**30  # an index that no population has
 
 
 class Decoding(Protocol):
@@ -78,9 +67,11 @@ class Trajectory:
         streams: random streams of the populations.
         move: the Gaussian move, or None where the scheduler moves.
         cached: the denoiser has feature caches, which move with the particles.
+        seed: of the streams.
         calls: of the scheduler's step so far.
         position: of the current move.
         rows: of the batch that went on in the current move; None if all stayed.
+        final_rows: of the batch that are the outputs, once the last move is made.
     """
 
     layout: Layout
@@ -91,9 +82,11 @@ class Trajectory:
     streams: Streams
     move: GaussianMove | None
     cached: bool
+    seed: int = 0
     calls: int = 0
     position: int = -1
     rows: Tensor | None = None
+    final_rows: Tensor | None = None
 
     @property
     def n_moves(self) -> int:
@@ -111,46 +104,45 @@ class Controller:
 
     def __init__(
         self,
+        scheduler: Any,
         controls: Sequence[Control],
         settings: Settings,
         run: Run,
         decoding: Decoding,
         tap: DenoiserTap,
-        tiles: int = 1,
+        tiles: Callable[[], int] = lambda: 1,
         store: TrajectoryStore | None = None,
     ) -> None:
-        self.controls, self.settings, self.run = tuple(controls), settings, run
-        self.decoding, self.tap, self.tiles = decoding, tap, tiles
+        self.primary, self.controls, self.settings, self.run = scheduler, tuple(controls), settings, run
+        self.decoding, self.tap, self.tiles, self.store = decoding, tap, tiles, store
         self.candidates = max([c.candidates for c in controls] + [1])
         self.trajectory: Trajectory | None = None
-        self.store = store
+        self.runs = 0
         self._saved: Restored | None = None
-        self._primary: Any = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Controller":
         return self
 
     def on_run(self, scheduler: Any) -> None:
         """A run begins: forget the one before."""
-        if self._primary is None or scheduler is self._primary:
-            self._primary = scheduler
-            self.trajectory = None
-            s = self.settings
-            rows = None if s.populations is None else s.populations * s.particles * self.candidates * self.tiles
-            self.tap.begin_run(rows)
-            if self.controls:
-                self.tap.check_layout(s.populations, s.particles * self.candidates)
-            if any(getattr(control, "on", None) == "images" for control in self.controls):
-                self.decoding.begin()
-            self._saved = None if self.store is None else self.store.saved()
-            self.tap.silent = self._saved is not None
+        if scheduler is not self.primary:
+            return
+        self.trajectory = None
+        s, tiles = self.settings, self.tiles()
+        rows = None if s.populations is None else s.populations * s.particles * self.candidates * tiles
+        self.tap.begin_run(rows)
+        if self.controls:
+            self.tap.check_layout(s.populations, s.particles * self.candidates)
+        if any(getattr(control, "on", None) == "images" for control in self.controls):
+            self.decoding.begin()
+        self._saved = None if self.store is None else self.store.saved()
+        self.tap.silent = self._saved is not None
 
     def on_step(self, scheduler: Any, base_step: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
         """Weigh, choose, resample, then let the base (or the stochastic kernel) move."""
         step = Step.of(scheduler, base_step, bound)
-        if scheduler is not self._primary and self._primary is not None:
+        if scheduler is not self.primary:
             return self._follow(step)
-        self._primary = scheduler
         if self.trajectory is None:
             self.trajectory = self._started(step)
         trajectory = self.trajectory
@@ -200,31 +192,30 @@ class Controller:
 
     def _started(self, step: Step) -> Trajectory:
         s, scheduler = self.settings, step.scheduler
+        self.run.reset()
         rule = rule_for(scheduler)
         layout = Layout.of_batch(
             len(step.arguments["sample"]),
             populations=s.populations,
             particles=s.particles,
             candidates=self.candidates,
-            tiles=self.tiles,
+            tiles=self.tiles(),
         )
         move = self._chosen_move(step, rule)
-        self._check_law(step, rule, move)
-        self.tap.confirm_rows(layout.rows * layout.tiles)
-        first = step_position(scheduler, step.arguments["timestep"]).move
-        streams = Streams.from_seed(s.seed, layout.populations)
-        particles = Particles(
-            self.controls, layout, streams, ess_threshold=s.ess_threshold, resampler=s.resampler, run=self.run
-        )
         cached = any(has_caches(module) for module in self.tap.modules)
         if cached and self.store is not None:
             raise SteeringError("checkpoint: the denoiser's feature cache is not saved; disable it")
-        if cached and self.controls:
-            note = "a feature cache is on: its skips change the law, and some are decided by an average over all rows"
-            if s.exact:
-                raise SteeringError(note + "; exact=True refuses it")
-            self.run.note(note)
-        return Trajectory(layout, rule, rule.levels(scheduler)[first:], first, particles, streams, move, cached)
+        check_law(step, rule, move, self.controls, s, self.run, rows=layout.rows, cached=cached)
+        self.tap.confirm_rows(layout.rows * layout.tiles)
+        first = step_position(scheduler, step.arguments["timestep"]).move
+        seed = s.seed if self.runs == 0 else split_seed(s.seed, _LATER_RUNS + self.runs)
+        self.runs += 1
+        streams = Streams.from_seed(seed, layout.populations, first=s.first_population)
+        particles = Particles(
+            self.controls, layout, streams, ess_threshold=s.ess_threshold, resampler=s.resampler, run=self.run
+        )
+        levels = rule.levels(scheduler)[first:]
+        return Trajectory(layout, rule, levels, first, particles, streams, move, cached, seed)
 
     def _chosen_move(self, step: Step, rule: SchedulerRule) -> GaussianMove | None:
         """The Gaussian move, or None where the scheduler makes its own."""
@@ -238,39 +229,6 @@ class Controller:
             name = type(step.scheduler).__name__
             self.run.note(f"{name} adds no noise: moves are made by the Gaussian step that keeps the marginals")
         return move
-
-    def _check_law(self, step: Step, rule: SchedulerRule, move: GaussianMove | None) -> None:
-        """Refuse what would not be exact, say what is not the plain law."""
-        name = type(step.scheduler).__name__
-        if rule.clips(step.scheduler):
-            note = f"{name} clips its clean prediction: the law steered is that of the clipped sampler"
-            if self.settings.exact:
-                raise SteeringError(
-                    note + "; exact=True refuses it: set clip_sample and thresholding to False in its config"
-                )
-            self.run.note(note)
-        if rule.own_noise and move is None and self.controls:
-            note = f"{name} draws noise from inside: no seed reaches it, and a run cannot be repeated"
-            if self.settings.exact:
-                raise SteeringError(note + "; exact=True refuses it")
-            self.run.note(note)
-        if move is None and self.controls and getattr(step.scheduler, "config", {}).get("stochastic_sampling", False):
-            self.run.note(
-                f"{name} with stochastic_sampling=True draws all noise anew at every step: the law steered is that "
-                "sampler's own, not the model's; transition=\"stochastic\" keeps the marginals"
-            )
-        alone = self.settings.particles * self.candidates == 1 or all(
-            getattr(control, "when", None) == () for control in self.controls
-        )  # nothing is judged on the way, so nothing is copied
-        noisy = rule.stochastic(step.scheduler, step.arguments) if move is None else move.eta > 0.0
-        if self.controls and not alone and not noisy:
-            raise DeterministicStep(
-                f"{name} adds no noise in this setting, so copies of a particle would stay copies. "
-                'Use transition="stochastic" with kernel_eta > 0 (a step that keeps the marginals), a stochastic '
-                "scheduler, or eta > 0"
-            )
-        if move is None and any(getattr(control, "gradient", None) is not None for control in self.controls):
-            raise SteeringError('gradient: a shifted proposal needs transition="stochastic", whose density is known')
 
     # --- weights -----------------------------------------------------------------------------------------------------
 
@@ -323,12 +281,13 @@ class Controller:
             layout=(layout.populations, layout.particles, particles.live.candidates),
             decode=self._preview,
             log_weights=particles.population.log_weights,
-            seed=self.settings.seed,
+            seed=trajectory.seed,
+            first_population=self.settings.first_population,
             chunk_size=self.settings.chunk_size,
             read_clean=None if rule.clean is None else read,
             draw_clean=None if rule.draws is None else draw,
             differentiable=differentiable,
-            pictures=self.decoding.differentiable,
+            pictures=self._differentiable_pictures(),
             deviation=0.0 if trajectory.move is None else trajectory.move.deviation(level, following),
         )
 
@@ -343,17 +302,42 @@ class Controller:
         return step.with_arguments(gather_arguments(step.arguments, tiled))
 
     def _follow(self, step: Step) -> Any:
-        """A second stream (audio beside video): the primary's ancestors of this step, then its own move."""
+        """A second stream (sound beside video): the primary's ancestors of this step, its own move, and in the end the
+        primary's last choice."""
+        trajectory = self.trajectory
         if self.store is not None:
             raise SteeringError("checkpoint: a pipeline with two streams is not saved")
-        if self.trajectory is not None and self.trajectory.rows is not None:
-            step = self._gathered(step, self.trajectory)
-        return step.made()
+        if trajectory is None:
+            if self.controls:
+                raise SteeringError(
+                    f"a copy of {type(step.scheduler).__name__} steps before the pipeline's own scheduler, so that its "
+                    "rows would move before the particles are weighed"
+                )
+            return step.made()
+        if trajectory.rows is not None:
+            step = self._gathered(step, trajectory)
+        if not self.controls:
+            return step.made()
+        generators = row_generators(trajectory.streams, trajectory.layout)
+        if trajectory.move is None:
+            output = native_move(step, trajectory.streams, trajectory.layout)
+        else:
+            rule = rule_for(step.scheduler)
+            place = step_position(step.scheduler, step.arguments["timestep"]).move
+            levels = rule.levels(step.scheduler)
+            move = GaussianMove(rule, trajectory.move.eta)
+            output, _ = move(step, (levels[place], levels[place + 1]), generators, None)
+        if trajectory.final_rows is not None:
+            final = previous_sample(output)
+            output = gather_output(output, trajectory.final_rows, final.ndim, len(final))
+        return output
 
     def _moved(self, step: Step, trajectory: Trajectory) -> Any:
         if not self.controls:
             return step.made()
         if trajectory.move is None:
+            if trajectory.particles.gradient is not None:
+                raise SteeringError('gradient: a shifted proposal needs transition="stochastic"')
             return native_move(step, trajectory.streams, trajectory.layout)
         generators = row_generators(trajectory.streams, trajectory.layout)
         output, log_ratio = trajectory.move(step, trajectory.around, generators, trajectory.particles.gradient)
@@ -368,10 +352,22 @@ class Controller:
         final = previous_sample(output)[: layout.rows]
         if self.controls:
             rows = particles.conclude(final, self._develop, self.settings.final, self.settings.chunk_size)
-            output = gather_output(output, layout.tiled(rows), final.ndim, layout.rows * layout.tiles)
+            trajectory.final_rows = layout.tiled(rows)
+            output = gather_output(output, trajectory.final_rows, final.ndim, layout.rows * layout.tiles)
             final = final.index_select(0, rows.to(final.device))
         self.run.finish(particles.population, final.detach().clone())
         return output
+
+    def _differentiable_pictures(self) -> Callable[[Tensor], Tensor] | None:
+        decode = self.decoding.differentiable
+        if decode is None:
+            return None
+
+        def counted(clean: Tensor) -> Tensor:
+            self.run.calls.decoder += len(clean)
+            return decode(clean)
+
+        return counted
 
     def _preview(self, clean: Tensor) -> Any:
         self.run.calls.decoder += len(clean)

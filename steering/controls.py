@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .context import FinalContext, StepContext
 
-__all__ = ["Control", "Memory", "Target", "Weighed", "When", "due", "every", "near"]
+__all__ = ["Control", "Memory", "Target", "Weighed", "When", "due", "every", "near", "never_due"]
 
 Memory = dict[str, Tensor]
 """What a control remembers of each row: (rows, ...) tensors, permuted with the particles, never re-evaluated."""
@@ -87,6 +87,12 @@ def due(when: When, context: StepContext) -> bool:
     if callable(when):
         return bool(when(context))
     return context.index in when
+
+
+def never_due(control: Control) -> bool:
+    """An empty collection of moves: the control judges the end alone."""
+    when = getattr(control, "when", None)
+    return isinstance(when, Collection) and len(when) == 0
 
 
 def every(stride: int, *, start: float = 0.0, stop: float = 1.0) -> Callable[[StepContext], bool]:

@@ -95,13 +95,11 @@ class FKSteering:
         return None if self._idle else self._tilt.weigh(context, memory)
 
     def target(self, final: FinalContext, memory: Memory) -> Target:
-        """``scale`` r(x0)."""
-        if self._idle:
-            zeros = torch.zeros(len(final.sample), dtype=torch.float64)
-            return Target(zeros, zeros, torch.zeros(final.layout[0], dtype=torch.float64))
-        return self._tilt.target(final, memory)
+        """``scale`` r(x0); at scale 0 the reward is reported and weighs nothing."""
+        judged = self._tilt.target(final, memory)
+        return Target(torch.zeros_like(judged.log_tilt), judged.reward, judged.scale) if self._idle else judged
 
     @property
     def _idle(self) -> bool:
-        """Scale 0 asks for nothing, so nothing is asked of the reward."""
+        """Scale 0 asks for nothing, so nothing is asked on the way."""
         return isinstance(self._tilt.scale, Fixed) and self._tilt.scale.value == 0.0

@@ -70,6 +70,8 @@ def gather_history(scheduler: Any, rows: Tensor, ndim: int) -> tuple[str, ...]:
     move = _rows_move(rows, len(rows), lambda value: value.ndim == ndim)
     names = []
     for name, value in list(vars(scheduler).items()):
+        if value is None or isinstance(value, int | float | str) or name == "_internal_dict":
+            continue
         if callable(getattr(value, "step", None)) and callable(getattr(value, "set_timesteps", None)):
             names += [f"{name}.{inner}" for inner in gather_history(value, rows, ndim)]
             continue

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..fkc import Population, Streams
 from ..fkc.streams import uniform
 from .context import Decode, FinalContext, StepContext
-from .controls import Control, Memory, Target
+from .controls import Control, Memory, Target, never_due
 from .layout import Layout
 from .run import Run, StepRecord
 
@@ -48,6 +48,8 @@ class Particles:
         self.controls, self.layout, self.streams, self.run = tuple(controls), layout, streams, run
         self.ess_threshold, self.resampler = ess_threshold, resampler
         self.names = _distinct([control.name for control in self.controls])
+        self.greedy = any(getattr(control, "greedy", False) for control in self.controls)
+        self.judged = [False] * len(self.controls)
         self.population = Population.uniform(layout.populations, layout.particles)
         self.live = replace(layout, candidates=self.count_at(0.0), tiles=1)
         rows = self.live.rows
@@ -94,6 +96,8 @@ class Particles:
             weighed = control.weigh(context, self.memory[i])
             if weighed is None:
                 continue
+            self._refuse_shape(i, weighed.log_potential)
+            self.judged[i] = True
             self.memory[i] = weighed.memory
             self.applied[i] = self.applied[i] + weighed.log_potential
             potential = weighed.log_potential if potential is None else potential + weighed.log_potential
@@ -129,8 +133,8 @@ class Particles:
         if live != before.candidates:
             self.live = replace(before, candidates=live)
         rows = before.rows_of(ancestors, child, live)
-        self.memory = [{name: value[rows] for name, value in memory.items()} for memory in self.memory]
-        self.applied = [value[rows] for value in self.applied]
+        self.memory = [{name: value.index_select(0, rows) for name, value in memory.items()} for memory in self.memory]
+        self.applied = [value.index_select(0, rows) for value in self.applied]
         batch = rows if self.layout.candidates == 1 else self.layout.rows_of(ancestors, child, self.layout.candidates)
         if self.gradient is not None:
             self.gradient = self.gradient[before.rows_of(ancestors, child, self.layout.candidates)]
@@ -138,21 +142,31 @@ class Particles:
 
     def _choose(self, potential: Tensor) -> tuple[Tensor, Tensor]:
         """One live candidate a particle in proportion to exp(potential), and the particle's increment, (P, K) each."""
+        if self.greedy:
+            return self._best_children(potential)
         if self.log_ratio is not None:
             potential = torch.where(potential > -torch.inf, potential + self.log_ratio, -torch.inf)
         if self.live.candidates == 1:
             return self._first_child, potential.reshape(self.layout.populations, self.layout.particles)
         grouped = self.live.grouped(potential)
-        if any(getattr(control, "greedy", False) for control in self.controls):
-            self.run.note(
-                "temperature 0 keeps the best candidate: outputs are not weighted draws of a target", biased=True
-            )
-            return grouped.argmax(dim=2), torch.zeros(grouped.shape[:2], dtype=torch.float64)
         total = grouped.logsumexp(dim=2)
         increment = total - torch.log(torch.tensor(float(self.live.candidates), dtype=torch.float64))
         shares = torch.nan_to_num((grouped - total[:, :, None]).exp()).cumsum(dim=2)
         draw = uniform(self.streams.resampling, (self.layout.particles,))[:, :, None] * shares[:, :, -1:]
         return (shares <= draw).sum(dim=2).clamp(max=self.live.candidates - 1), increment
+
+    def _best_children(self, potential: Tensor) -> tuple[Tensor, Tensor]:
+        """Temperature 0: the best candidate of each particle, no weights; a particle dies if all its candidates do."""
+        self.run.note("temperature 0 keeps the best candidate: outputs are not weighted draws of a target", biased=True)
+        best = self.live.grouped(potential).max(dim=2)
+        return best.indices, torch.where(best.values > -torch.inf, 0.0, -torch.inf)
+
+    def _refuse_shape(self, control: int, log_potential: Tensor) -> None:
+        if log_potential.shape != (self.live.rows,):
+            raise ValueError(
+                f"control {self.names[control]}: log_potential has shape {tuple(log_potential.shape)}, expected one "
+                f"number a row, ({self.live.rows},)"
+            )
 
     # --- on disk -----------------------------------------------------------------------------------------------------
 
@@ -192,6 +206,7 @@ class Particles:
             Rows of the batch (P x K,) that are the outputs.
         """
         self._merge_equal_children(samples)
+        self._remark_on_silence()
         live = self.live_rows
         mine = samples if live is None else samples.index_select(0, live.to(samples.device))
         targets = self._targets(mine, decode, chunk_size)
@@ -241,10 +256,19 @@ class Particles:
             return self._identity() if ancestors is None else ancestors
         self.run.note('final="best" returns the best sample for every particle: not a weighted draw', biased=True)
         population = self.population
-        self.population = replace(
-            population, log_weights=torch.zeros_like(population.log_weights), log_base=population.log_evidence
-        )
-        return log_tilt.argmax(dim=1, keepdim=True).expand_as(log_tilt)
+        alive = torch.where(population.log_weights > -torch.inf, log_tilt, -torch.inf)
+        equal = torch.where(population.collapsed[:, None], -torch.inf, torch.zeros_like(log_tilt))
+        base = torch.where(population.collapsed, 0.0, population.log_evidence)
+        self.population = replace(population, log_weights=equal, log_base=base)
+        return alive.argmax(dim=1, keepdim=True).expand_as(log_tilt)
+
+    def _remark_on_silence(self) -> None:
+        """A schedule that named no move of this run is probably not what was meant; an empty one is."""
+        for name, judged, control in zip(self.names, self.judged, self.controls, strict=True):
+            if not judged and getattr(control, "when", None) is not None and not never_due(control):
+                self.run.note(
+                    f"{name} was not due at any of the {len(self.run.records)} moves: it judged the end alone"
+                )
 
     def _report(self, targets: list[Target], total: Tensor, ancestors: Tensor, child: Tensor) -> None:
         def placed(values: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ steps are run through without the denoiser; at the saved step the sample, the so
 generators are put back. From there on every bit is that of a run never stopped.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from ..fkc import Population
 from ..fkc import checkpoint as storage
 from ..fkc.errors import CheckpointError
 from ..fkc.run_state import Checkpoint
+from .controls import Control
 from .decode.call import PipelineCall, running_call
 from .run import Calls, Run, StepRecord
+from .settings import Settings
 
-__all__ = ["Restored", "TrajectoryStore", "pack", "unpack"]
+__all__ = ["Restored", "TrajectoryStore", "described", "identity_of", "pack", "unpack"]
 
 _Tree = Any
 
@@ -221,8 +224,38 @@ class TrajectoryStore:
         call = running_call(self.pipe)
         arguments = {} if call is None else call.arguments
         plain = {f"argument {name}": value for name, value in arguments.items() if _is_plain(value)}
+        plain |= {f"argument {n}": described(value) for n, value in arguments.items() if isinstance(value, Tensor)}
+        plain["generator seeds"] = [g.initial_seed() for g in _generators(call)]
         classes = {"pipeline": type(self.pipe).__name__, "scheduler": type(self.pipe.scheduler).__name__}
         return {**self.identity, **classes, **plain}
+
+
+def identity_of(settings: Settings, controls: Sequence[Control]) -> dict[str, Any]:
+    """What must be the same in a run that goes on with another's checkpoint: settings (not chunks) and controls."""
+    named = {name: value for name, value in asdict(settings).items() if name != "chunk_size"}
+    return {**named, **{f"control {i}": described(control) for i, control in enumerate(controls)}}
+
+
+def described(value: Any) -> str:
+    """A text that differs where two settings do: numbers, names of functions, the fields of a record."""
+    if is_dataclass(value) and not isinstance(value, type):
+        shown = [f for f in fields(value) if not f.name.startswith("_") and f.name != "chunk_size"]
+        inside = ", ".join(f"{f.name}={described(getattr(value, f.name))}" for f in shown)
+        return f"{type(value).__name__}({inside})"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(described(entry) for entry in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {described(entry)}' for key, entry in sorted(value.items()))}}}"
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)} {hashlib.sha256(_bytes(value)).hexdigest()[:16]}"
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    return str(getattr(value, "name", None) or getattr(value, "__name__", None) or type(value).__name__)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    plain = tensor.detach().cpu().contiguous().flatten()
+    return plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b""
 
 
 def _placed(value: Any, like: Any) -> Any:

@@ -71,6 +71,8 @@ class Run:
         exact: False when something (an arg-max choice, ``final="best"``) makes the outputs biased draws; then
             ``notes`` says what.
         notes: what a reader of the numbers should know.
+        collapses: (prompts, moves, K) of every call in the block in which prompts were left with impossible samples
+            only.
     """
 
     population: Population | None = None
@@ -81,6 +83,7 @@ class Run:
     scales: dict[str, Tensor] = field(default_factory=dict)
     exact: bool = True
     notes: list[str] = field(default_factory=list)
+    collapses: list[tuple[list[int], int, int]] = field(default_factory=list)
     _samples: Tensor | None = None
 
     def note(self, text: str, *, biased: bool = False, aloud: bool = False) -> None:
@@ -92,16 +95,25 @@ class Run:
         if biased:
             self.exact = False
 
-    def begin(self, population: Population) -> None:
-        """A run begins: what an earlier one in the same block left is forgotten."""
-        self.population, self._samples, self.log_tilt = population, None, None
+    def reset(self) -> None:
+        """A call of the pipeline begins: what an earlier one in the same block left is forgotten, but for collapses."""
+        self.population, self._samples, self.log_tilt = None, None, None
+        self.calls, self.exact = Calls(), True
         self.records.clear()
         self.rewards_by_control.clear()
         self.scales.clear()
+        self.notes.clear()
+
+    def begin(self, population: Population) -> None:
+        """Particles are there."""
+        self.population = population
 
     def finish(self, population: Population, samples: Tensor) -> None:
         """The last step is made."""
         self.population, self._samples = population, samples
+        dead = population.collapsed.nonzero().flatten().tolist()
+        if dead:
+            self.collapses.append((dead, len(self.records), population.n_particles))
 
     def _done(self) -> Population:
         if self.population is None:

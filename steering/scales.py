@@ -8,7 +8,7 @@ no longer exactly unbiased (Beskos et al. 2016, "On the convergence of adaptive 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,64 +43,70 @@ class ScaleQuestion:
 class Scale(Protocol):
     """A rule for lambda."""
 
-    adaptive: bool
+    def known(self, fraction: float) -> float | None:
+        """lambda at a fraction of the trajectory (1: that of the target), or None where it must be found."""
+        ...
 
     def on_the_way(self, question: ScaleQuestion) -> Tensor:
-        """(P,) lambda of an intermediate value."""
+        """(P,) lambda of an intermediate value, where it must be found."""
         ...
 
     def at_the_end(self, question: ScaleQuestion) -> Tensor:
-        """(P,) lambda of the target."""
+        """(P,) lambda of the target, where it must be found."""
         ...
 
 
-@dataclass(frozen=True)
-class Fixed:
-    """One number."""
-
-    value: float
-    adaptive = False
-
-    def __post_init__(self) -> None:
-        _refuse_scale(self.value)
+class _Known:
+    """Nothing is to be found."""
 
     def on_the_way(self, question: ScaleQuestion) -> Tensor:
-        """The number."""
-        return torch.full_like(question.previous, self.value)
+        """Never asked."""
+        raise NotImplementedError
 
     at_the_end = on_the_way
 
 
 @dataclass(frozen=True)
-class Scheduled:
-    """lambda ``factor``(fraction of the trajectory) on the way, lambda at the end.
-
-    Attributes:
-        value: lambda.
-        factor: e.g. ``lambda u: u ** 2``; finite.
-    """
+class Fixed(_Known):
+    """One number."""
 
     value: float
-    factor: Callable[[float], float]
-    adaptive = False
 
     def __post_init__(self) -> None:
         _refuse_scale(self.value)
 
-    def on_the_way(self, question: ScaleQuestion) -> Tensor:
-        """lambda factor(fraction).
+    def known(self, fraction: float) -> float:
+        """The number."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Scheduled(_Known):
+    """lambda ``factor``(fraction of the trajectory) on the way, lambda at the end.
+
+    Attributes:
+        value: lambda.
+        factor: e.g. ``lambda u: u ** 2``; finite and not negative.
+    """
+
+    value: float
+    factor: Callable[[float], float]
+
+    def __post_init__(self) -> None:
+        _refuse_scale(self.value)
+
+    def known(self, fraction: float) -> float:
+        """lambda factor(fraction); lambda at the end.
 
         Raises:
-            ValueError: the factor is not a finite number.
+            ValueError: the factor is not a finite number >= 0.
         """
-        factor = float(self.factor(question.fraction))
-        if not math.isfinite(factor):
-            raise ValueError(f"factor: got {factor} at fraction {question.fraction}, expected a finite number")
-        return torch.full_like(question.previous, self.value * factor)
-
-    def at_the_end(self, question: ScaleQuestion) -> Tensor:
-        """lambda."""
-        return torch.full_like(question.previous, self.value)
+        if fraction >= 1.0:
+            return self.value
+        factor = float(self.factor(fraction))
+        if not (math.isfinite(factor) and factor >= 0.0):
+            raise ValueError(f"factor: got {factor} at fraction {fraction}, expected a finite number >= 0")
+        return self.value * factor
 
 
 @dataclass(frozen=True)
@@ -116,13 +122,16 @@ class TargetESS:
 
     fraction: float
     value: float | None = None
-    adaptive = True
 
     def __post_init__(self) -> None:
         if not 0.0 < self.fraction < 1.0:
             raise ValueError(f"fraction: got {self.fraction}, expected a number between 0 and 1")
         if self.value is not None:
             _refuse_scale(self.value)
+
+    def known(self, fraction: float) -> float | None:
+        """The target's lambda, if it was given."""
+        return self.value if fraction >= 1.0 else None
 
     def on_the_way(self, question: ScaleQuestion) -> Tensor:
         """The largest lambda, not below the last one, that leaves enough."""
@@ -135,9 +144,7 @@ class TargetESS:
         return _largest(enough, question.previous, limit)
 
     def at_the_end(self, question: ScaleQuestion) -> Tensor:
-        """lambda, or as far as the last step allows."""
-        if self.value is not None:
-            return torch.full_like(question.previous, self.value)
+        """As far as the last step allows."""
         return self.on_the_way(question)
 
 
@@ -151,17 +158,21 @@ class TargetKL:
 
     Attributes:
         nats: of the target.
-        largest: lambda is never larger (needed where the reward is bounded and the wish is not reachable).
+        largest: lambda is never larger; where the reward is bounded and the wish is not reachable it is this, or,
+            without a limit, 0.
     """
 
     nats: float
-    largest: float = 1e6
-    adaptive = True
+    largest: float = math.inf
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.nats) and self.nats >= 0.0):
             raise ValueError(f"nats: got {self.nats}, expected a finite number >= 0")
-        _refuse_scale(self.largest)
+        if not self.largest > 0.0:
+            raise ValueError(f"largest: got {self.largest}, expected a positive number")
+
+    def known(self, fraction: float) -> None:
+        """Never: it depends on the rewards."""
 
     def on_the_way(self, question: ScaleQuestion) -> Tensor:
         """The root in lambda."""
@@ -181,8 +192,18 @@ class TargetKL:
 
 
 def as_scale(scale: "float | Scale") -> Scale:
-    """A number as a rule; rules as they are."""
-    return Fixed(float(scale)) if isinstance(scale, int | float) else scale
+    """A number as a rule; rules as they are.
+
+    Raises:
+        ValueError: neither.
+    """
+    given: Any = scale
+    if hasattr(given, "on_the_way") and hasattr(given, "at_the_end"):
+        rule: Scale = given
+        return rule
+    if not hasattr(given, "__float__"):
+        raise ValueError(f"scale: got {given!r}, expected a number, Scheduled, TargetESS or TargetKL")
+    return Fixed(float(given))
 
 
 def _refuse_scale(value: float) -> None:
@@ -204,8 +225,15 @@ def _largest(holds: Callable[[Tensor], Tensor], start: Tensor, limit: float) -> 
         step = torch.where(good, 2.0 * step, step)
         high = torch.where(good, torch.minimum(low + step, ceiling), high)
     at_ceiling = holds(high) & (high >= ceiling)
+    if limit == math.inf:  # nothing that was seen depends on the scale: nothing is learned of it
+        return torch.where(at_ceiling, start, _bisected(holds, low, high))
+    return torch.where(at_ceiling, ceiling, _bisected(holds, low, high))
+
+
+def _bisected(holds: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """The last scale at which the condition holds, between one at which it does and one at which it does not."""
     for _ in range(50):
         middle = 0.5 * (low + high)
         good = holds(middle)
         low, high = torch.where(good, middle, low), torch.where(good, high, middle)
-    return torch.where(at_ceiling, ceiling, low)
+    return low

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any, Literal
 
+from ..fkc.errors import PopulationCollapsed
 from .asking import batched_call, populations_of, row_generators
 from .attach import attach
 from .controls import Control
@@ -40,17 +41,29 @@ def steer(
 
     Raises:
         SteeringError: as for :func:`attach`, or nothing is known that asks this pipeline for several samples.
+        PopulationCollapsed: as for :func:`attach`; its ``output`` is what the pipeline returned, the other prompts'
+            samples intact.
     """
     if runner not in ("batch", "lockstep"):
         raise ValueError(f"runner: got {runner!r}, expected 'batch' or 'lockstep'")
     options = {name: call.pop(name) for name in list(call) if name in _OPTIONS}
     samples = particles * max([control.candidates for control in controls] + [1])
     populations = options.get("populations") or populations_of(call)
-    with attach(pipe, *controls, particles=particles, seed=seed, **options) as run:
-        if runner == "lockstep":
-            return run_lockstep(pipe, rows=samples * populations, seed=seed, **call), run
-        if call.get("generator") is None:
-            generators = row_generators(pipe, samples, populations, seed)
-            call |= {} if generators is None else {"generator": generators}
-        output = pipe(**batched_call(pipe, samples, populations, call))
+    output: Any = None
+    try:
+        with attach(pipe, *controls, particles=particles, seed=seed, **options) as run:
+            if runner == "lockstep":
+                output = run_lockstep(pipe, rows=samples * populations, seed=seed, **call)
+            else:
+                output = _batch(pipe, samples, populations, seed, options.get("first_population", 0), call)
+    except PopulationCollapsed as collapsed:
+        collapsed.output = output  # type: ignore[attr-defined]
+        raise
     return output, run
+
+
+def _batch(pipe: Any, samples: int, populations: int, seed: int, first: int, call: dict[str, Any]) -> Any:
+    if call.get("generator") is None:
+        generators = row_generators(pipe, samples, populations, seed, first=first)
+        call = call if generators is None else {**call, "generator": generators}
+    return pipe(**batched_call(pipe, samples, populations, call))

@@ -22,7 +22,7 @@ from .controls import Memory, Target, Weighed, When, due
 from .gradient import Gradient, Variable
 from .rewards import Reward, RewardCalls
 from .scales import Scale, ScaleQuestion
-from .values import Estimate, Value, estimate, scaled
+from .values import Estimate, Lambda, Value, estimate, scaled
 
 __all__ = ["Potential", "RewardTilt", "Space"]
 
@@ -65,7 +65,7 @@ class RewardTilt:
             raise ValueError(f"on: got {self.on!r}, expected 'images', 'latents' or 'tokens'")
         if self.lag not in (0, 1):
             raise ValueError(f"lag: got {self.lag}, expected 0 (judge the child) or 1 (judge the parent)")
-        if self.scale.adaptive and (self.lag or callable(self.potential)):
+        if self._finds and (self.lag or callable(self.potential)):
             raise ValueError("scale: one that is found from the particles needs lag 0 and a named potential")
         if self.gradient is not None and (self.on == "tokens" or (callable(self.value) and self.value is not None)):
             raise ValueError("gradient: needs continuous states and a value made from the reward")
@@ -88,7 +88,7 @@ class RewardTilt:
             memory["running"] = zeros - torch.inf if self.potential == "max" else zeros
         if callable(self.potential):
             memory["rewards"] = torch.zeros((rows, 0), dtype=torch.float64)
-        if self.scale.adaptive:
+        if self._finds:
             memory |= {"scale": zeros, "applied": zeros}
         return memory
 
@@ -101,16 +101,18 @@ class RewardTilt:
             return Weighed(kept, {name: value for name, value in memory.items() if name != "pending"})
         found, variable = self._estimate(context)
         scale = self._scale(context, memory, found)
-        rows = _per_row(scale, len(context.sample))
-        with torch.enable_grad():
-            value = found.log_value(rows)
         gradient = None
-        if variable is not None and self.gradient is not None:
+        if variable is None or self.gradient is None:
+            value = found.log_value(scale)
+        else:
+            with torch.enable_grad():
+                value = found.log_value(scale)
             gradient = self.gradient.direction(context, value, variable, context.deviation)
-        value = value.detach()
-        log_potential, memory = self._potential(value, found.reward, float(rows[0]), memory)
-        if self.scale.adaptive:
-            memory |= {"scale": rows, "applied": memory["applied"] + log_potential}
+            value = value.detach()
+        value = self._possible(value, memory, context.layout[0])
+        log_potential, memory = self._potential(value, found.reward, scale, memory)
+        if isinstance(scale, Tensor):
+            memory |= {"scale": scale, "applied": memory["applied"] + log_potential}
         if self.lag:
             memory |= {"pending": log_potential}
             log_potential = torch.zeros_like(value) if kept is None else kept
@@ -120,9 +122,18 @@ class RewardTilt:
         """lambda r(x0)."""
         samples = final.images if self.on == "images" else final.sample
         reward = self._judge(samples, len(final.sample), final.layout[0], final.chunk_size)
+        number = self.scale.known(1.0)
+        if number is not None:
+            everywhere = torch.full((final.layout[0],), number, dtype=torch.float64)
+            return Target(scaled(number, reward), reward, everywhere)
         question = self._question(1.0, final.log_weights, final.layout, memory, reward)
         scale = self.scale.at_the_end(question)
         return Target(scaled(_per_row(scale, len(reward)), reward), reward, scale)
+
+    @property
+    def _finds(self) -> bool:
+        """The scale on the way is found from the particles."""
+        return self.scale.known(0.0) is None
 
     # --- judging -----------------------------------------------------------------------------------------------------
 
@@ -160,12 +171,17 @@ class RewardTilt:
 
     # --- scale and potential -----------------------------------------------------------------------------------------
 
-    def _scale(self, context: StepContext, memory: Memory, found: Estimate) -> Tensor:
+    def _scale(self, context: StepContext, memory: Memory, found: Estimate) -> Lambda:
+        number = self.scale.known(context.fraction)
+        if number is not None:
+            return number
+
         def value(scale: Tensor) -> Tensor:
-            return found.log_value(_per_row(scale, len(found.reward))).detach()
+            found_value = found.log_value(_per_row(scale, len(found.reward))).detach()
+            return self._possible(found_value, memory, context.layout[0])
 
         question = self._question(context.fraction, context.log_weights, context.layout, memory, found.reward, value)
-        return self.scale.on_the_way(question)
+        return _per_row(self.scale.on_the_way(question), len(found.reward))
 
     def _question(
         self,
@@ -177,9 +193,6 @@ class RewardTilt:
         value: Callable[[Tensor], Tensor] | None = None,
     ) -> ScaleQuestion:
         populations = layout[0]
-        if not self.scale.adaptive:
-            empty = torch.zeros(populations, dtype=torch.float64)
-            return ScaleQuestion(fraction, empty, reward, empty, empty, lambda scale: empty)
         carried = log_weights.repeat_interleave(layout[2], dim=1)
         base = carried - memory["applied"].reshape(populations, -1)
 
@@ -198,11 +211,24 @@ class RewardTilt:
             return torch.maximum(memory["running"], value)
         if self.potential == "sum":
             return memory["running"] + value
-        return torch.where(value > -torch.inf, value - memory["value"], -torch.inf)
+        return value - memory["value"]
 
-    def _potential(self, value: Tensor, reward: Tensor, scale: float, memory: Memory) -> tuple[Tensor, Memory]:
+    @staticmethod
+    def _possible(value: Tensor, memory: Memory, populations: int) -> Tensor:
+        """Values with a number everywhere. On the way an impossible x0-hat is no verdict on x0: it counts as the worst
+        of its population, or, if all are impossible, as what the row carries. Only the end can kill."""
+        if bool(value.isfinite().all()):
+            return value
+        grouped = value.reshape(populations, -1)
+        worst = torch.where(grouped.isfinite(), grouped, torch.inf).amin(dim=1, keepdim=True).expand_as(grouped)
+        filled = torch.where(worst.isfinite(), worst, memory["value"].reshape(populations, -1))
+        return torch.where(grouped.isfinite(), grouped, filled).reshape(-1)
+
+    def _potential(self, value: Tensor, reward: Tensor, scale: Lambda, memory: Memory) -> tuple[Tensor, Memory]:
         if callable(self.potential):
-            rewards = torch.cat([memory["rewards"], reward[:, None]], dim=1)
+            assert isinstance(scale, float)  # refused above
+            known = torch.where(reward.isfinite(), reward, value / scale if scale else 0.0)
+            rewards = torch.cat([memory["rewards"], known[:, None]], dim=1)
             return self.potential(rewards, scale).to(torch.float64), {**memory, "value": value, "rewards": rewards}
         log_potential = self._gain(value, memory)
         if self.potential == "difference":

@@ -43,16 +43,17 @@ class Draws:
 
 
 Value = Literal["denoised", "tempered"] | Draws | Callable[[StepContext], Tensor]
+Lambda = float | Tensor
 Judge = Callable[[Tensor], Tensor]
 """Clean states (n, ...) -> rewards (n,) float64."""
 
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """``reward`` (rows,) as reported, and ``log_value``: lambda (rows,) -> log-value (rows,), both float64."""
+    """``reward`` (rows,) as reported, and ``log_value``: lambda, a number or (rows,), -> log-value (rows,) float64."""
 
     reward: Tensor
-    log_value: Callable[[Tensor], Tensor]
+    log_value: Callable[[Lambda], Tensor]
 
 
 def estimate(value: Value, context: StepContext, clean: Tensor, judge: Judge, curvature: float) -> Estimate:
@@ -71,7 +72,7 @@ def estimate(value: Value, context: StepContext, clean: Tensor, judge: Judge, cu
     if isinstance(value, Draws):
         return _averaged(value, context, clean, judge)
     if callable(value):
-        found = value(context).double().cpu().reshape(-1)
+        found = torch.as_tensor(value(context)).double().cpu().reshape(-1)
         if len(found) != len(context.sample):
             raise ValueError(f"value: returned {len(found)} numbers for {len(context.sample)} rows, expected one each")
         return Estimate(found.detach(), lambda scale: scaled(scale, found))
@@ -82,8 +83,10 @@ def estimate(value: Value, context: StepContext, clean: Tensor, judge: Judge, cu
     return Estimate(reward.detach(), lambda scale: scaled(scale / (1.0 + scale * width), reward))
 
 
-def scaled(scale: Tensor, reward: Tensor) -> Tensor:
+def scaled(scale: Lambda, reward: Tensor) -> Tensor:
     """scale reward, where 0 times minus infinity is minus infinity: an impossible sample stays impossible."""
+    if isinstance(scale, float) and scale > 0.0:
+        return scale * reward
     return torch.where(reward > -torch.inf, scale * reward.clamp_min(torch.finfo(reward.dtype).min), -torch.inf)
 
 
@@ -94,7 +97,8 @@ def _averaged(value: Draws, context: StepContext, clean: Tensor, judge: Judge) -
     rewards = judge(drawn.flatten(0, 1)).reshape(len(drawn), value.n)
     mean = rewards.detach().mean(dim=1)
 
-    def log_value(scale: Tensor) -> Tensor:
-        return scaled(scale[:, None], rewards).logsumexp(dim=1) - math.log(value.n)
+    def log_value(scale: Lambda) -> Tensor:
+        each = scale if isinstance(scale, float) else scale[:, None]
+        return scaled(each, rewards).logsumexp(dim=1) - math.log(value.n)
 
     return Estimate(mean, log_value)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .call import PipelineCall, running_call
 
@@ -244,7 +245,9 @@ class FamilyDecoder:
 
         def decode(latents: Tensor) -> Tensor:
             self.calls += len(latents)
-            return self._decode(self.pipe, latents, self._call) / 2 + 0.5
+            chunks = torch.split(latents, max(self.chunk_size or len(latents), 1))
+            parts = [checkpoint(self._decode, self.pipe, chunk, self._call, use_reentrant=False) for chunk in chunks]
+            return torch.cat(parts) / 2 + 0.5
 
         return decode
 

@@ -23,16 +23,22 @@ from ..errors import SteeringError
 from ..hook import plain_class
 from .call import PipelineCall, running_call
 
-__all__ = ["TailDecoder", "tiles_of"]
+__all__ = ["TailDecoder", "running_tiles", "tiles_of"]
 
 _DROPPED = ("timesteps", "sigmas", "callback", "callback_steps", "denoising_end", "return_dict")
+_TILED = ("DiTPipeline",)
 _DROPPED_CALLBACKS = ("callback_on_step_end", "callback_on_step_end_tensor_inputs")
 
 
 def tiles_of(pipe: Any, call: PipelineCall | None = None) -> int:
     """How often the rows are repeated in what ``step`` sees: DiT passes [cond, uncond] through its scheduler."""
     guided = call is None or float(call.get("guidance_scale", 4.0)) > 1.0
-    return 2 if type(pipe).__name__ == "DiTPipeline" and guided else 1
+    return 2 if type(pipe).__name__ in _TILED and guided else 1
+
+
+def running_tiles(pipe: Any) -> int:
+    """:func:`tiles_of` in the call of ``pipe`` that is running now."""
+    return tiles_of(pipe, running_call(pipe)) if type(pipe).__name__ in _TILED else 1
 
 
 class TailDecoder:

@@ -20,6 +20,7 @@ from ..context import FinalContext, StepContext
 from ..controls import Memory, Target, When, due
 from ..errors import SteeringError
 from ..moves import Transition
+from ..resume import described
 from ..rewards import Reward, RewardCalls
 from ..tilt import Space
 from .rollouts import Rollouts
@@ -159,7 +160,8 @@ def collect_rollouts(
         raise ValueError(f"n, batch_size: got {n}, {batch_size}; expected at least 1")
     plan = {
         "n": n, "seed": seed, "batch_size": batch_size, "clean": clean, "baseline": baseline, "on": on,
-        "transition": transition, "kernel_eta": kernel_eta,
+        "transition": transition, "kernel_eta": kernel_eta, "reward": described(reward), "call": described(call),
+        "when": described(when),
     }  # fmt: skip
     parts = []
     starts = range(0, n, batch_size)

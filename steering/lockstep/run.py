@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..decode.call import PipelineCall
 from ..decode.tail import tiles_of
 from ..errors import SteeringError
 from .attached import one_by_one
@@ -78,9 +79,12 @@ class LockStep:
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         self.streams = Streams([pipe.scheduler])
+        self.tiles = 1
 
     def run(self, calls: Sequence[dict[str, Any]]) -> list[Any]:
         """All calls, to their ends; no thread is left behind, whatever happens."""
+        plain = {name: value for name, value in calls[0].items() if name != "generator"}
+        self.tiles = tiles_of(self.pipe, PipelineCall.of(plain))
         with one_by_one(self.pipe.scheduler):
             return self._run(calls)
 
@@ -127,7 +131,7 @@ class LockStep:
     def _step(self, meetings: list[Meeting]) -> dict[int, Any]:
         """One batched step of the real scheduler; what each member that goes on is given."""
         bounds = [meeting.bound for meeting in meetings]
-        joint = Joint.of(bounds[0].arguments["sample"], len(bounds), tiles_of(self.pipe))
+        joint = Joint.of(bounds[0].arguments["sample"], len(bounds), self.tiles)
         call = joint.arguments(bounds)
         real = meetings[0].seat.real
         output = real.step(*call.args[1:], **call.kwargs)

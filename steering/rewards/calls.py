@@ -120,9 +120,9 @@ class RewardCalls:
         return torch.cat([self._contained(samples[i : i + 1], 1, errors) for i in range(count)])
 
     def _checked(self, values: Tensor, errors: list[Exception]) -> Tensor:
-        bad = values.isnan() | (values == torch.inf)
-        if not bool(bad.any()):
+        if bool((values < torch.inf).all()):
             return values
+        bad = values.isnan() | (values == torch.inf)
         count = int(bad.sum())
         if self.n_invalid == 0:
             raised = f", {len(errors)} of them because it raised ({_described(errors[0])})" if errors else ""

@@ -200,6 +200,7 @@ def test_the_resolved_config_repeats_the_run_bit_for_bit(workplace):
     assert (workplace / "out" / "weights.npz").read_bytes() == (workplace / "again" / "weights.npz").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_a_killed_run_resumes_to_the_same_bits(workplace, chunks):
     assert call("run", "config.yaml", "-o", "whole").exit_code == 0

@@ -211,6 +211,7 @@ def launch(folder, kill_at, mode):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_ends_with_the_same_bits(tmp_path):
     from feynkac.fkc.checkpoint import load_state
 

@@ -43,6 +43,7 @@ def start(target, data):
     return InternalCoordinateFlow.from_data(target.flow.coordinates, data.y, hidden=16, seed=2)
 
 
+@pytest.mark.slow
 def test_likelihood_and_regression_reach_the_target(target):
     data, held_out = target.frames(3000, 11), target.frames(1500, 12)
     flow = start(target, data)

@@ -152,6 +152,7 @@ def test_bad_settings_and_explosions_are_named():
         dynamics.step(generator, state, 50)
 
 
+@pytest.mark.slow
 def test_ensemble_of_a_real_peptide():
     """A short run: the mean energy of alanine dipeptide at 300 K is -59.4 kJ/mol, its spread 13.6 (long runs)."""
     built = load_system(molecule_path("alanine_dipeptide"), force_field=FORCE_FIELDS[0])

@@ -115,6 +115,7 @@ def test_small_populations_are_unbiased():
     assert test.passed, str(test)
 
 
+@pytest.mark.slow
 def test_rows_without_their_context_would_be_noticed(monkeypatch):
     """Negative control: only the block at work is exchanged, as a hook in the scheduler would have to do it."""
     from feynkac.steering.discrete import blocks

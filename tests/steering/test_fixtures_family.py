@@ -8,7 +8,7 @@ answers are known exactly.
 
 Every check is a function of ``run(K, M, scale, potential, seeds) -> (Z-hat (R,), weighted law (R, 27))`` (discrete)
 or ``(Z-hat (R,), weighted mean and variance (R, 2))`` (continuous), so that other implementations can be judged by
-the same tests.
+the same tests: the library's controller, through the real pipelines, is the second.
 """
 
 import math
@@ -19,6 +19,7 @@ import torch
 from feynkac.fkc import Population
 from feynkac.fkc.testing import ZTest
 from feynkac.fkc.weights import log_mean_exp
+from feynkac.steering import Draws, FKSteering, SoftValueGuidance, attach, every
 from feynkac.steering.schedulers import Level
 from feynkac.steering.testing import (
     EnumeratedMaskedModel,
@@ -28,6 +29,12 @@ from feynkac.steering.testing import (
     total_variation,
     twos_and_ends,
 )
+
+pytest.importorskip("diffusers")
+from feynkac.steering.discrete import MaskedDiffusionPipeline, MaskedDiffusionScheduler
+from feynkac.steering.testing import EnumeratedDenoiser
+
+from .gaussian_pipe import gaussian_pipe, moments
 
 MODEL = EnumeratedMaskedModel()
 TABLES = [m.cumsum(dim=1) for m in MODEL.transitions]
@@ -134,16 +141,71 @@ def run_continuous(K, M, case, potential, seeds, **options):
     return population.log_evidence.exp(), torch.stack([mean, variance], dim=1)
 
 
-DISCRETE = {"brute force": run_discrete}
-GAUSSIAN = {"brute force": run_continuous}
+def controls(reward, scale, potential, M, exact, *, on, stride):
+    """The same choice of (M, potential) in terms of the library's controls.
+
+    Args:
+        exact: context -> log-values (rows,).
+        on: space of the reward.
+        stride: of the moves at which the maximum is scored.
+    """
+    values = {"exact": lambda context: exact(context) / scale, "draws": Draws(4)}
+    value = values.get(potential, "denoised")
+    if potential in ("max", "none"):
+        when = {"max": every(stride), "none": ()}[potential]
+        steering = FKSteering(
+            reward, scale=scale, potential="max" if potential == "max" else "difference", on=on, when=when
+        )
+        # children of one parent, chosen by the other control's potential alone
+        children = SoftValueGuidance(lambda x: torch.zeros(len(x)), 1.0, M, on=on)
+        return (steering, children) if M > 1 else (steering,)
+    if M > 1:
+        return (SoftValueGuidance(reward, 1.0 / scale, M, on=on, intermediate=value),)
+    return (FKSteering(reward, scale=scale, on=on, value=value),)
 
 
-@pytest.fixture(params=DISCRETE)
+def through_controller(pipe, steering, K, M, seeds, **call):
+    with attach(pipe, *steering, particles=K, populations=len(seeds), seed=seeds[0]) as run:
+        generator = torch.Generator().manual_seed(seeds[0] + 1)
+        pipe(batch_size=K * M * len(seeds), generator=generator, **call)
+    return run
+
+
+def steer_discrete(K, M, scale, potential, seeds):
+    """MaskedDiffusionPipeline under attach."""
+    values = MODEL.values(twos_and_ends, scale).log()
+    exact = lambda context: values[context.index][MODEL.state_index(context.sample)]  # noqa: E731
+    pipe = MaskedDiffusionPipeline(EnumeratedDenoiser(), MaskedDiffusionScheduler(3))
+    pipe.set_progress_bar_config(disable=True)
+    steering = controls(twos_and_ends, scale, potential, M, exact, on="tokens", stride=1)
+    run = through_controller(pipe, steering, K, M, seeds, num_inference_steps=MODEL.num_steps)
+    index = MODEL.sequence_index(run.samples()).reshape(len(seeds), K)
+    law = torch.zeros(len(seeds), 27, dtype=torch.float64).scatter_add(1, index, run.weights)
+    return run.log_evidence.exp(), law
+
+
+def steer_gaussian(K, M, case, potential, seeds):
+    """DDIMPipeline under attach."""
+    scale, reward = CONTINUOUS[case]
+    exact = lambda context: CHAIN.log_value(context.index, context.sample.flatten(), reward, scale)  # noqa: E731
+    steering = controls(reward, scale, potential, M, exact, on="latents", stride=4)
+    run = through_controller(
+        gaussian_pipe(), steering, K, M, seeds, num_inference_steps=len(CHAIN.steps), eta=1.0, output_type="np"
+    )
+    return run.log_evidence.exp(), torch.stack(moments(run), dim=1)
+
+
+DISCRETE = {"brute force": run_discrete, "controller": steer_discrete}
+GAUSSIAN = {"brute force": run_continuous, "controller": steer_gaussian}
+IMPLEMENTATIONS = ["brute force", pytest.param("controller", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
 def discrete(request):
     return DISCRETE[request.param]
 
 
-@pytest.fixture(params=GAUSSIAN)
+@pytest.fixture(params=IMPLEMENTATIONS)
 def gaussian(request):
     return GAUSSIAN[request.param]
 

@@ -128,7 +128,7 @@ def test_temperature_zero_is_reported_as_biased(pipe):
     control = SoftValueGuidance(CASES["L1"][0], temperature=0.0, candidates=4, on="latents")
     run = steered(pipe, control, particles=50, populations=2)
     assert not run.exact
-    assert "temperature 0" in run.notes[0]
+    assert any("temperature 0" in note for note in run.notes)
     assert run.samples().mean().item() > 1.0  # it does climb
 
 
