@@ -12,8 +12,10 @@ from .levels import (
     rule_for,
     step_position,
 )
+from .paths import diffusion_of
 
 __all__ = [
+    "diffusion_of",
     "Level",
     "SchedulerRule",
     "StepPosition",

@@ -5,8 +5,8 @@
 q is a mixture of 40 equal Gaussians in the plane (means uniform in [-40, 40]^2, width log(1 + e^2), all over 50); the
 target q^3 is known exactly, because an integer power of a mixture is a mixture. The published scheme (Skreta et al.
 2025) is the plain gauge with kappa = 1, rates, and systematic resampling at every step; the peers run in turn in one
-process. Mode mass: total variation between the weighted masses of the nearest modes and the exact ones; the floor is that
-of as many exact draws.
+process. Mode mass: total variation between the weighted masses of the nearest modes and the exact ones; the floor is
+that of as many exact draws.
 """
 
 import argparse
