@@ -8,6 +8,7 @@ from .controls import Control, Memory, Target, Weighed, When, every, near
 from .errors import BatchLayoutError, DeterministicStep, SteeringError, SteeringWarning, UnsupportedScheduler
 from .fk import FKSteering
 from .gradient import Gradient
+from .guidance import Guidance
 from .lockstep import run_lockstep
 from .run import Calls, Run, StepRecord
 from .scales import Scheduled, TargetESS, TargetKL
@@ -25,6 +26,7 @@ __all__ = [
     "SoftValueGuidance",
     "Draws",
     "Gradient",
+    "Guidance",
     "Scheduled",
     "TargetESS",
     "TargetKL",

@@ -110,7 +110,11 @@ def attach(
     if preview is not None and controls and not any(getattr(c, "on", "images") == "images" for c in controls):
         raise ValueError("preview: no control judges images")
     run = Run()
-    recorded = any(getattr(getattr(c, "gradient", None), "through", None) == "denoiser" for c in controls)
+    recorded = any(
+        getattr(getattr(control, "gradient", None), "through", None) == "denoiser"
+        or getattr(control, "records_branches", False)
+        for control in controls
+    )
     tap = DenoiserTap(pipe, chunk_size=chunk_size, record=recorded)
     decoding = RunDecoding(pipe, decode, preview, chunk_size)
     store = None

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from ..fkc.streams import generator_for, split_seed
 from ..fkc.weights import effective_sample_size
+from .denoiser import Branches
 from .errors import SteeringError
 from .predictions import clean_prediction, noise_prediction, score
 from .schedulers.levels import Level
@@ -48,6 +49,8 @@ class StepContext:
         draw_clean: (sample, output, n, generators) -> (rows, n, ...) clean draws; None: Gaussian around x0-hat.
         differentiable: () -> (x, output, rows): the output as a differentiable function of x, by another evaluation of
             the denoiser, for the whole batch, of which ``rows`` are these; None where that is not possible.
+        branches: () -> predictions of the guidance branches for these rows; None where the denoiser's calls are not
+            recorded.
         pictures: x0-hat -> images as a differentiable tensor; None where there is no such decoder.
         deviation: standard deviation of the coming Gaussian move; 0 where the scheduler moves by itself.
     """
@@ -70,6 +73,7 @@ class StepContext:
     read_clean: Callable[[Tensor, Tensor], Tensor] | None = None
     draw_clean: Callable[[Tensor, Tensor, int, list[Generator]], Tensor] | None = None
     differentiable: Callable[[], tuple[Tensor, Tensor, slice | Tensor]] | None = None
+    branches: Callable[[], Branches] | None = None
     pictures: Callable[[Tensor], Tensor] | None = None
     deviation: float = 0.0
 

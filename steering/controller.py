@@ -6,7 +6,7 @@ move are judged by the pipeline's own denoiser call of the next, and nothing is 
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +17,7 @@ from ..fkc.streams import split_seed
 from .checks import check_law
 from .context import StepContext
 from .controls import Control
-from .denoiser import DenoiserTap, has_caches
+from .denoiser import Branches, DenoiserTap, has_caches
 from .errors import SteeringError
 from .gather import gather_arguments, gather_caches, gather_history, gather_output
 from .layout import Layout
@@ -268,6 +268,10 @@ class Controller:
             self.run.calls.denoiser += particles.live.rows
             return *self.tap.differentiable(step.arguments["sample"], step.arguments["model_output"]), mine
 
+        def branches() -> Branches:
+            found = self.tap.branches(step.arguments["model_output"])
+            return replace(found, predictions=tuple(p[mine] for p in found.predictions))
+
         return StepContext(
             index=trajectory.position,
             n_moves=trajectory.n_moves,
@@ -287,6 +291,7 @@ class Controller:
             read_clean=None if rule.clean is None else read,
             draw_clean=None if rule.draws is None else draw,
             differentiable=differentiable,
+            branches=branches if self.tap.record else None,
             pictures=self._differentiable_pictures(),
             deviation=0.0 if trajectory.move is None else trajectory.move.deviation(level, following),
         )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from feynkac.steering import FKSteering, SoftValueGuidance, attach
+from feynkac.steering import FKSteering, Guidance, SoftValueGuidance, attach
 from feynkac.steering.particles import Particles
 
 from .zoo import MODULAR_ROWS, ROWS, media, row
@@ -74,6 +74,22 @@ def test_memories_that_stay_behind_are_noticed(monkeypatch):
     monkeypatch.setattr(Particles, "_permute", forgetful)
     with pytest.raises(AssertionError):
         test_weights_multiply_to_the_tilt_on_every_pipeline(row("sd_eta1"))
+
+
+@pytest.mark.parametrize(
+    "name", ["sd_eta1", "sdxl", "sd3", "flux_true_cfg", "pixart", "dit", "auraflow", "ltx", "wan", "cogvideox"]
+)
+def test_guidance_is_weighed_on_pipelines(name):
+    """Both branches are found whatever their order and batching; every noisy move adds a positive weight (g > 1)."""
+    case = row(name)
+    pipe = case.build()
+    with attach(pipe, Guidance(), particles=K, seed=1, transition="stochastic", ess_threshold=0.0) as run:
+        pipe(**case.call(K, STEPS, output_type="pil"))
+    gains = [record.log_potential for record in run.records]
+    weighed = [gain for gain in gains if gain is not None]  # a last move without noise has no weight
+    assert len(weighed) >= STEPS - 1
+    assert all(bool((gain > 0.0).all()) for gain in weighed)
+    assert torch.allclose(run.log_weights, torch.stack(weighed).sum(dim=0))
 
 
 @pytest.mark.parametrize("name", ["sd_eta1", "flux", "dit", "wan", "cogvideox_dpm"])

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from feynkac.fkc import Population
+from feynkac.steering import FKSteering, Guidance, SteeringError, Weighed, attach
 from feynkac.steering.denoiser import DenoiserTap
 from feynkac.steering.gather import gather_arguments
 from feynkac.steering.hook import listening
@@ -128,3 +129,59 @@ def test_guided_sampling_alone_misses_it(eta):
     mean, std = moments(x, torch.full((K,), 1.0 / K, dtype=torch.float64))
     assert abs(mean - MEAN) > 0.04
     assert abs(std - STD) > 0.02
+
+
+# --- as a control ----------------------------------------------------------------------------------------------------
+
+
+def attached(*controls, **options):
+    pipe = pipeline()
+    options = {"particles": K, "seed": 0, "transition": "stochastic"} | options
+    with attach(pipe, *controls, **options) as run:
+        called(pipe)
+    return run
+
+
+def truth_of_evidence():
+    """Integral of N(x; 1/2, 1/16)^2 / N(x; 0, 1/4)."""
+    log_z = 0.5 * math.log(2 * math.pi / PRECISION) + 0.5 * PRECISION * MEAN**2
+    log_z -= 0.5 * G * (math.log(2 * math.pi * 0.25**2) + 0.25 / 0.25**2)
+    return log_z + 0.5 * (G - 1.0) * math.log(2 * math.pi * 0.5**2)
+
+
+def test_guidance_as_a_control_meets_the_guided_law():
+    run = attached(Guidance())
+    mean, std = moments(run.samples().double(), run.weights[0])
+    assert abs(mean - MEAN) < 0.02
+    assert abs(std - STD) < 0.01
+    assert run.log_evidence.item() == pytest.approx(truth_of_evidence(), abs=0.15)  # 200 steps of denoising kernels
+    assert run.scales == {}
+
+
+def test_guidance_composes_with_a_reward():
+    """Times exp(2 x): the Gaussian's mean moves by twice its variance."""
+    run = attached(Guidance(), FKSteering(lambda x: x.flatten(1).mean(dim=1), scale=2.0, on="latents"))
+    mean, std = moments(run.samples().double(), run.weights[0])
+    assert abs(mean - (MEAN + 2.0 * STD**2)) < 0.03
+    assert abs(std - STD) < 0.012
+
+
+def test_guidance_without_its_weight_is_another_law(monkeypatch):
+    """Negative control: the same moves, weight one."""
+    honest = Guidance.weigh
+
+    def weightless(self, context, memory):
+        weighed = honest(self, context, memory)
+        return None if weighed is None else Weighed(torch.zeros_like(weighed.log_potential), memory)
+
+    monkeypatch.setattr(Guidance, "weigh", weightless)
+    run = attached(Guidance())
+    mean, _ = moments(run.samples().double(), run.weights[0])
+    assert abs(mean - MEAN) > 0.04
+
+
+def test_guidance_needs_the_move_that_its_weight_belongs_to():
+    with pytest.raises(SteeringError, match="kernel_eta=1"):
+        attached(Guidance(), kernel_eta=0.5)
+    with pytest.raises(SteeringError, match="stochastic"):
+        attached(Guidance(), transition="native")
