@@ -57,6 +57,7 @@ bench: env
 	$(BIN)/python tests/benchmarks/bench_energies.py
 	$(BIN)/python tests/benchmarks/bench_resampling.py
 	$(BIN)/python tests/benchmarks/bench_steering.py
+	$(BIN)/python tests/benchmarks/bench_corrected.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

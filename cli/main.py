@@ -119,26 +119,41 @@ def steer(
     label: Annotated[list[str] | None, typer.Option(help="Class, or none, instead of a prompt; repeatable.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
     reward: Annotated[
-        list[str] | None, typer.Option(metavar="NAME[:KEY=VALUE,...]", help="Reward by name; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:KEY=VALUE,...]",
+            help="Reward by name or as package.module:attribute; repeatable. See also: feynkac plugins.",
+        ),
     ] = None,
-    scale: Annotated[list[float] | None, typer.Option(help="Lambda of each reward, in their order.")] = None,
-    method: Annotated[str | None, typer.Option(help="fk, soft-value or best-of-n.")] = None,
-    particles: Annotated[int | None, typer.Option(help="Samples of a population, K.")] = None,
-    candidates: Annotated[int | None, typer.Option(help="Children of a particle's step, for soft-value.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of soft-value; 0 takes the best child.")] = None,
-    potential: Annotated[str | None, typer.Option(help="Of fk: difference, max or sum.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    scale: Annotated[
+        list[float] | None, typer.Option(help="Lambda of each reward, in their order (default: 1).")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="fk (default), soft-value or best-of-n.")] = None,
+    particles: Annotated[int | None, typer.Option(help="Samples of a population, K (default: 8).")] = None,
+    candidates: Annotated[
+        int | None, typer.Option(help="Children of a particle's step, for soft-value (default: 4).")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Of soft-value: target exp(scale reward / temperature) (default: 1); 0: the best child."),
+    ] = None,
+    potential: Annotated[str | None, typer.Option(help="Of fk: difference (default), max or sum.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps (default: the pipeline's).")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="The pipeline's.")] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of DDIM's step, 0 to 1.")] = None,
     transition: Annotated[
-        str | None, typer.Option(help="native; stochastic for schedulers that add no noise; auto.")
+        str | None, typer.Option(help="native (default); stochastic for schedulers that add no noise; auto.")
     ] = None,
     scheduler: Annotated[str | None, typer.Option(metavar="CLASS", help="Scheduler in the place of its own.")] = None,
     resampler: Annotated[str | None, typer.Option(help="multinomial, stratified, systematic, residual or ssp.")] = None,
-    ess_threshold: Annotated[float | None, typer.Option(help="Resample below this fraction of K.")] = None,
-    final: Annotated[str | None, typer.Option(help="weighted, resampled or best.")] = None,
-    seed: Annotated[int | None, typer.Option(help="First seed.")] = None,
-    seeds: Annotated[int | None, typer.Option(metavar="N", help="Independent populations of each prompt.")] = None,
+    ess_threshold: Annotated[
+        float | None, typer.Option(help="Resample below this fraction of K (default: 0.5).")
+    ] = None,
+    final: Annotated[str | None, typer.Option(help="weighted (default), resampled or best.")] = None,
+    seed: Annotated[int | None, typer.Option(help="First seed (default: 0).")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="N", help="Independent populations of each prompt (default: 1).")
+    ] = None,
     chunk_size: Annotated[int | None, typer.Option(help="Samples in memory at a time.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float16, bfloat16, float32 or float64.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:NUMBER or mps.")] = None,

@@ -34,7 +34,7 @@ class Number:
             whole = self.value == int_or_nan(self.value) or abs(self.value) >= 1000
             value = f"{self.value:,.0f}" if whole else f"{self.value:.3g}"
             return value + unit + (" ± unknown" if self.error is not None else "")
-        digits = 2 if self.error == 0 else max(0, 1 - math.floor(math.log10(self.error)))
+        digits = 2 if self.error == 0 else min(max(0, 1 - math.floor(math.log10(self.error))), 6)
         return f"{self.value:.{digits}f} ± {self.error:.{digits}f}{unit}"
 
 

@@ -56,7 +56,9 @@ def _imported(target: str) -> Any:
     try:
         value: Any = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
-        raise PluginError(f"{target!r}: module {module_name!r} cannot be imported: {error}") from error
+        raise PluginError(
+            f"{target!r}: module {module_name!r} cannot be imported: {error}; is its folder on PYTHONPATH?"
+        ) from error
     for part in attribute.split("."):
         if not hasattr(value, part):
             raise PluginError(f"{target!r}: {module_name} has no {attribute!r}")

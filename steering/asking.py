@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from ..fkc.streams import generator_for, split_seed
 from .errors import SteeringError
 
-__all__ = ["BATCH_ARGUMENTS", "batched_call", "populations_of", "row_generators"]
+__all__ = ["BATCH_ARGUMENTS", "batched_call", "populations_of", "row_generators", "single_calls"]
 
 BATCH_ARGUMENTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_images_per_label", "batch_size")
 """Arguments that set the number of samples, by the names that diffusers' pipelines use."""
@@ -56,6 +56,12 @@ def batched_call(pipe: Any, samples: int, populations: int, call: dict[str, Any]
             "use attach and call the pipeline with enough rows"
         )
     return {name: _repeated(value, samples) if name in _REPEATED else value for name, value in call.items()}
+
+
+def single_calls(samples: int, populations: int, call: dict[str, Any]) -> list[dict[str, Any]]:
+    """What differs from row to row of P prompts when every row is a call of its own."""
+    listed = {name: value for name, value in call.items() if name in _REPEATED and isinstance(value, list | tuple)}
+    return [{name: value[p] for name, value in listed.items()} for p in range(populations) for _ in range(samples)]
 
 
 def row_generators(pipe: Any, samples: int, populations: int, seed: int, *, first: int = 0) -> list[Generator] | None:

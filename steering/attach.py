@@ -106,6 +106,8 @@ def attach(
         first_population,
     )
     check_settings(settings)
+    if resume and checkpoint is None:
+        raise ValueError("resume: got True without a checkpoint to go on from")
     check_controls(controls, settings, pipe)
     if preview is not None and controls and not any(getattr(c, "on", "images") == "images" for c in controls):
         raise ValueError("preview: no control judges images")

@@ -11,7 +11,7 @@ from .run import Run
 from .schedulers import SchedulerRule
 from .settings import Settings
 
-__all__ = ["check_controls", "check_law", "check_settings"]
+__all__ = ["check_controls", "check_law", "check_settings", "refuse_strangers"]
 
 
 def check_settings(settings: Settings) -> None:
@@ -47,9 +47,7 @@ def check_controls(controls: Sequence[Control], settings: Settings, pipe: Any) -
         ValueError: something that is no control.
         SteeringError: see above.
     """
-    for control in controls:
-        if not all(callable(getattr(control, name, None)) for name in ("begin", "weigh", "target")):
-            raise ValueError(f"control: got {type(control).__name__}, expected FKSteering(...), SoftValueGuidance(...)")
+    refuse_strangers(controls)
     greedy = [control for control in controls if getattr(control, "greedy", False)]
     if greedy and len(controls) > 1:
         raise SteeringError("temperature 0 has no weights, so it cannot be composed with other controls")
@@ -61,6 +59,20 @@ def check_controls(controls: Sequence[Control], settings: Settings, pipe: Any) -
             f"{type(pipe).__name__} blends a background into every row after each step, so that rows cannot be left "
             "out at the end; use one candidate"
         )
+
+
+def refuse_strangers(controls: Sequence[Any]) -> None:
+    """Raises ValueError for what is no control."""
+    for control in controls:
+        if isinstance(control, type):
+            raise ValueError(f"control: got the class {control.__name__}, expected an object: {control.__name__}(...)")
+        lacking = [name for name in ("begin", "weigh", "target") if not callable(getattr(control, name, None))]
+        lacking += [name for name in ("name", "candidates") if not hasattr(control, name)]
+        if lacking:
+            raise ValueError(
+                f"control: got {type(control).__name__}, expected FKSteering(...), SoftValueGuidance(...) or an object "
+                f"with {', '.join(lacking)}"
+            )
 
 
 def blends_background(pipe: Any) -> bool:
@@ -98,13 +110,23 @@ def check_law(
     copied = siblings > 1 and not all(never_due(control) for control in controls)
     noisy = rule.stochastic(step.scheduler, step.arguments) if move is None else move.eta > 0.0
     if copied and not noisy:
-        raise DeterministicStep(
-            f"{type(step.scheduler).__name__} adds no noise in this setting, so copies of a particle would stay "
-            'copies. Use transition="stochastic" with kernel_eta > 0 (a step that keeps the marginals), a stochastic '
-            "scheduler, or eta > 0"
-        )
+        raise DeterministicStep(f"{type(step.scheduler).__name__} {_without_noise(rule)}")
     if move is None and any(getattr(control, "gradient", None) is not None for control in controls):
         raise SteeringError('gradient: a shifted proposal needs transition="stochastic", whose density is known')
+
+
+def _without_noise(rule: SchedulerRule) -> str:
+    silent = "adds no noise in this setting, so copies of a particle would stay copies. Use "
+    if rule.stages > 1 or not rule.posterior_mean:
+        return (
+            silent + "another scheduler, such as pipe.scheduler = EulerAncestralDiscreteScheduler.from_config("
+            "pipe.scheduler.config): this one makes a move in several evaluations, which no other step can replace"
+        )
+    return (
+        silent
+        + 'transition="auto" or "stochastic" (a step that keeps the marginals, with kernel_eta > 0), a stochastic '
+        "scheduler, or eta > 0"
+    )
 
 
 def _changes(step: Step, rule: SchedulerRule, move: GaussianMove | None, cached: bool) -> list[tuple[str, str]]:

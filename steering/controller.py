@@ -205,6 +205,8 @@ class Controller:
         cached = any(has_caches(module) for module in self.tap.modules)
         if cached and self.store is not None:
             raise SteeringError("checkpoint: the denoiser's feature cache is not saved; disable it")
+        if rule.clean is None and any(getattr(control, "on", None) == "tokens" for control in self.controls):
+            raise SteeringError(f"{type(scheduler).__name__} samples no tokens; judge on='images' or on='latents'")
         check_law(step, rule, move, self.controls, s, self.run, rows=layout.rows, cached=cached)
         self.tap.confirm_rows(layout.rows * layout.tiles)
         first = step_position(scheduler, step.arguments["timestep"]).move

@@ -43,11 +43,13 @@ class Target:
         log_tilt: (rows,) float64, log of the tilt.
         reward: (rows,) float64, what is reported.
         scale: (P,) float64 that multiplied the reward, where that makes sense.
+        notes: what a reader of the numbers should know.
     """
 
     log_tilt: Tensor
     reward: Tensor
     scale: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Control(Protocol):

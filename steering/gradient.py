@@ -71,6 +71,8 @@ class Gradient:
 
     def direction(self, context: StepContext, log_value: Tensor, variable: "Variable", deviation: float) -> Tensor:
         """Gradient (rows, ...) float32 or float64 of the log-values (rows,) at x_t, scaled and limited."""
+        if not log_value.requires_grad:
+            raise SteeringError("gradient: the reward is not differentiable (it returned numbers without a graph)")
         with torch.enable_grad():
             total = torch.where(log_value.isfinite(), log_value, 0.0).sum()
         (gradient,) = torch.autograd.grad(total, variable.value)

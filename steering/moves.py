@@ -93,7 +93,8 @@ class GaussianMove:
         if self.rule.stages > 1 or not self.rule.posterior_mean:
             raise SteeringError(
                 f"{type(scheduler).__name__}: the stochastic step needs one evaluation a move and a clean prediction "
-                'that is a posterior mean; use transition="native" or another scheduler'
+                "that is a posterior mean; use another scheduler, such as pipe.scheduler = "
+                "EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)"
             )
 
     def deviation(self, level: Level, following: Level) -> float:

@@ -277,6 +277,11 @@ class Particles:
         self.run.log_tilt = placed(total)
         for name, target in zip(self.names, targets, strict=True):
             self.run.rewards_by_control[name] = placed(target.reward)
+            for i, note in enumerate(target.notes):
+                self.run.note(note, aloud=i > 0)
+            impossible = int((target.log_tilt == -torch.inf).sum())
+            if impossible:
+                self.run.note(f"{name}: {impossible} of {len(target.log_tilt)} final samples are impossible")
             if target.scale is not None:
                 self.run.scales[name] = target.scale
 

@@ -57,7 +57,7 @@ class StepRecord:
         return self.population.log_evidence
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Run:
     """Filled while the pipeline runs inside :func:`feynkac.steering.attach`; complete when it has returned.
 
@@ -85,6 +85,19 @@ class Run:
     notes: list[str] = field(default_factory=list)
     collapses: list[tuple[list[int], int, int]] = field(default_factory=list)
     _samples: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """A few lines."""
+        if self.population is None:
+            return "Run(nothing has run yet)"
+        shape = f"{self.population.n_populations} populations x {self.population.n_particles} particles"
+        state = "finished" if self.finished else f"at move {len(self.records)}"
+        ess = ", ".join(f"{value:.1f}" for value in self.ess.tolist()[:4])
+        evidence = ", ".join(f"{value:.4g}" for value in self.log_evidence.tolist()[:4])
+        more = ", ..." if self.population.n_populations > 4 else ""
+        lines = [f"Run({shape}, {state}, exact={self.exact}", f"    ess: {ess}{more}"]
+        lines += [f"    log_evidence: {evidence}{more}", f"    calls: {self.calls}"]
+        return "\n".join([*lines, *(f"    note: {note}" for note in self.notes)]) + ")"
 
     def note(self, text: str, *, biased: bool = False, aloud: bool = False) -> None:
         """Keep a remark, once. ``aloud``: warn of it too; ``biased``: the outputs are no weighted draws."""

@@ -55,6 +55,10 @@ class Scale(Protocol):
         """(P,) lambda of the target, where it must be found."""
         ...
 
+    def remarks(self, scale: Tensor, rows: int) -> tuple[str, ...]:
+        """What to say of scales (P,) found from ``rows`` particles each."""
+        ...
+
 
 class _Known:
     """Nothing is to be found."""
@@ -64,6 +68,13 @@ class _Known:
         raise NotImplementedError
 
     at_the_end = on_the_way
+
+    def remarks(self, scale: Tensor, rows: int) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+
+_FOUND = "the scale was found from the particles: the evidence is consistent, not exactly unbiased"
 
 
 @dataclass(frozen=True)
@@ -147,6 +158,10 @@ class TargetESS:
         """As far as the last step allows."""
         return self.on_the_way(question)
 
+    def remarks(self, scale: Tensor, rows: int) -> tuple[str, ...]:
+        """It was found."""
+        return (_FOUND,)
+
 
 @dataclass(frozen=True)
 class TargetKL:
@@ -189,6 +204,18 @@ class TargetKL:
         return _largest(within, torch.zeros_like(question.previous), self.largest)
 
     at_the_end = on_the_way
+
+    def remarks(self, scale: Tensor, rows: int) -> tuple[str, ...]:
+        """It was found; and whether so few particles can say."""
+        said = [_FOUND]
+        if self.nats > 0.5 * math.log(rows):
+            said.append(
+                f"TargetKL({self.nats:g}) with {rows} particles: a divergence above half of log K = "
+                f"{math.log(rows):.2f} cannot be estimated from them; use more particles or fewer nats"
+            )
+        elif bool((scale == 0.0).any()) and self.nats > 0.0:
+            said.append(f"TargetKL({self.nats:g}) was not reached: the rewards do not differ enough; the scale is 0")
+        return tuple(said)
 
 
 def as_scale(scale: "float | Scale") -> Scale:

@@ -4,9 +4,11 @@ import inspect
 from typing import Any, Literal
 
 from ..fkc.errors import PopulationCollapsed
-from .asking import batched_call, populations_of, row_generators
+from .asking import batched_call, populations_of, row_generators, single_calls
 from .attach import attach
+from .checks import refuse_strangers
 from .controls import Control
+from .errors import SteeringError
 from .lockstep import run_lockstep
 from .run import Run
 
@@ -47,15 +49,17 @@ def steer(
     if runner not in ("batch", "lockstep"):
         raise ValueError(f"runner: got {runner!r}, expected 'batch' or 'lockstep'")
     options = {name: call.pop(name) for name in list(call) if name in _OPTIONS}
+    refuse_strangers(controls)
     samples = particles * max([control.candidates for control in controls] + [1])
     populations = options.get("populations") or populations_of(call)
     output: Any = None
     try:
         with attach(pipe, *controls, particles=particles, seed=seed, **options) as run:
+            first = options.get("first_population", 0)
             if runner == "lockstep":
-                output = run_lockstep(pipe, rows=samples * populations, seed=seed, **call)
+                output = _singly(pipe, samples, populations, seed, first, call)
             else:
-                output = _batch(pipe, samples, populations, seed, options.get("first_population", 0), call)
+                output = _batch(pipe, samples, populations, seed, first, call)
     except PopulationCollapsed as collapsed:
         collapsed.output = output  # type: ignore[attr-defined]
         raise
@@ -67,3 +71,15 @@ def _batch(pipe: Any, samples: int, populations: int, seed: int, first: int, cal
         generators = row_generators(pipe, samples, populations, seed, first=first)
         call = call if generators is None else {**call, "generator": generators}
     return pipe(**batched_call(pipe, samples, populations, call))
+
+
+def _singly(pipe: Any, samples: int, populations: int, seed: int, first: int, call: dict[str, Any]) -> list[Any]:
+    """The same rows, with the same noise, as calls of one sample each."""
+    rows, own = samples * populations, single_calls(samples, populations, call)
+    shared = {name: value for name, value in call.items() if not own[0] or name not in own[0]}
+    generators = row_generators(pipe, samples, populations, seed, first=first)
+    if generators is None or shared.pop("generator", None) is not None:
+        raise SteeringError(
+            "runner='lockstep': takes its noise from the seed; for generators of your own, run_lockstep"
+        )
+    return run_lockstep(pipe, rows=rows, generators=generators, calls=own, **shared)

@@ -128,7 +128,8 @@ class RewardTilt:
             return Target(scaled(number, reward), reward, everywhere)
         question = self._question(1.0, final.log_weights, final.layout, memory, reward)
         scale = self.scale.at_the_end(question)
-        return Target(scaled(_per_row(scale, len(reward)), reward), reward, scale)
+        notes = self.scale.remarks(scale, final.layout[1] * final.layout[2])
+        return Target(scaled(_per_row(scale, len(reward)), reward), reward, scale, notes)
 
     @property
     def _finds(self) -> bool:

@@ -52,8 +52,7 @@ def main() -> None:
         exact.sample(n, generator=torch.Generator().manual_seed(1)), torch.full((n,), 1.0 / n).double(), law.means
     )
     floor = [
-        0.5
-        * (masses(exact.sample(k, generator=torch.Generator().manual_seed(s)), even, law.means) - truth).abs().sum()
+        0.5 * (masses(exact.sample(k, generator=torch.Generator().manual_seed(s)), even, law.means) - truth).abs().sum()
         for s in range(2, 2 + options.seeds)
     ]
     print(f"floor, {k} exact draws: {statistics.mean(float(f) for f in floor):.3f}")

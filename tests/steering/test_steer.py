@@ -64,6 +64,8 @@ def test_in_lock_step():
     outputs, run = steer(case.build(), control, particles=2, seed=1, runner="lockstep", **plain_call(case))
     assert len(outputs) == 2
     assert run.log_weights.shape == (1, 2)
+    _, batch = steer(case.build(), control, particles=2, seed=1, **plain_call(case))
+    torch.testing.assert_close(run.samples(), batch.samples(), rtol=0, atol=1e-4)  # one seed, one result
     with pytest.raises(ValueError, match="runner: got 'threads'"):
         steer(case.build(), control, particles=2, seed=1, runner="threads", **plain_call(case))
 

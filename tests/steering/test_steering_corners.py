@@ -379,6 +379,56 @@ def test_what_is_no_control_or_no_scale_is_refused():
         steered(PIPE, Broadcasts(linear, scale=1.0, on="latents"), particles=4, populations=1)
 
 
+def test_a_divergence_beyond_the_particles_is_warned_of():
+    control = FKSteering(linear, scale=TargetKL(1.5), on="latents")
+    with pytest.warns(SteeringWarning, match=r"8 particles: a divergence above half of log K = 2.08"):
+        steered(PIPE, control, particles=8, populations=1)
+    run = steered(PIPE, FKSteering(linear, scale=TargetKL(0.5), on="latents"), particles=500, populations=1)
+    assert any("found from the particles" in note for note in run.notes)
+
+
+def test_solvers_of_several_evaluations_say_what_to_use_instead():
+    pipe = gaussian_pipe()
+    pipe.scheduler = diffusers.PNDMScheduler()
+    control = FKSteering(linear, scale=1.0, on="latents")
+    for transition in ("native", "stochastic", "auto"):
+        with attach(pipe, control, particles=4, seed=0, transition=transition):
+            pipe.scheduler.set_timesteps(10)
+            x, t = torch.zeros(4, 1, 1, 1), pipe.scheduler.timesteps[0]
+            with pytest.raises(SteeringError, match="EulerAncestralDiscreteScheduler"):
+                pipe.scheduler.step(x, t, x)
+
+
+def test_a_run_is_shown_in_a_few_lines():
+    run = steered(PIPE, FKSteering(linear, scale=1.0, on="latents"), particles=4, populations=6)
+    assert "6 populations x 4 particles" in repr(run)
+    assert len(repr(run).splitlines()) < 8
+
+
+@impossible
+def test_impossible_final_samples_are_counted_in_the_notes():
+    control = FKSteering(above, scale=1.0, on="latents", when=())
+    run = steered(PIPE, control, particles=50, populations=1)
+    dead = int((run.samples() <= 0.3).sum())
+    assert f"above: {dead} of 50 final samples are impossible" in run.notes
+
+
+def test_a_reward_without_a_graph_cannot_guide_proposals():
+    control = FKSteering(lambda x: [float(v) for v in linear(x)], scale=1.0, on="latents", gradient=Gradient())
+    with pytest.raises(SteeringError, match="the reward is not differentiable"):
+        steered(PIPE, control, particles=4, populations=1, transition="stochastic")
+
+
+def test_small_mistakes_are_named(tmp_path):
+    control = FKSteering(linear, scale=1.0, on="latents")
+    with pytest.raises(ValueError, match="resume: got True without a checkpoint"):
+        attach(PIPE, control, particles=4, seed=0, resume=True).__enter__()
+    with pytest.raises(ValueError, match=r"got the class FKSteering, expected an object: FKSteering"):
+        steer(PIPE, FKSteering, particles=4, seed=0)
+    with pytest.raises(SteeringError, match="samples no tokens"):
+        steered(PIPE, FKSteering(linear, scale=1.0, on="tokens"), particles=4, populations=1)
+
+
 def test_a_schedule_that_names_no_move_is_remarked_on():
     run = steered(PIPE, FKSteering(linear, scale=1.0, on="latents", when=(25, 30)), particles=4, populations=1)
     assert any("was not due at any of the 20 moves" in note for note in run.notes)
