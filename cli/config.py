@@ -21,13 +21,28 @@ from pydantic import (
 from .paths import resolve
 from .quantities import Interval, Length, Temperature, Width, parse_interval, parse_width
 
-__all__ = ["AnalysisConfig", "RunConfig", "Section", "SystemConfig", "VariableConfig"]
+__all__ = ["AnalysisConfig", "RunConfig", "Section", "SystemConfig", "VariableConfig", "absolute_paths"]
 
 
 class Section(BaseModel):
     """A section of a config."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+
+
+def absolute_paths(options: Any, info: ValidationInfo) -> Any:
+    """Paths among options, texts with a slash that lead somewhere, made absolute: a run may go on from elsewhere."""
+    if not isinstance(options, dict):
+        return options
+    bases = (Path((info.context or {}).get("base", ".")), Path())
+
+    def absolute(value: Any) -> Any:
+        if not isinstance(value, str) or "/" not in value or value.startswith("data:"):
+            return value
+        found = (base / Path(value).expanduser() for base in bases)
+        return next((str(path.resolve()) for path in found if path.exists()), value)
+
+    return {name: absolute(value) for name, value in options.items()}
 
 
 def _existing(text: Any, info: ValidationInfo) -> str:

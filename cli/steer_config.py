@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ..fkc.resampling import SCHEMES
-from .config import ExistingPath, Positive, RunName, Section, Seed, _matching
+from .config import ExistingPath, Positive, RunName, Section, Seed, _matching, absolute_paths
 
 __all__ = ["CallConfig", "ModelConfig", "RewardConfig", "SamplingConfig", "SteerConfig", "SteeringConfig"]
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-def _options(options: Any, info: ValidationInfo) -> Any:
-    """Paths among a reward's options are made absolute: texts with a slash that lead somewhere."""
-    if not isinstance(options, dict):
-        return options
-    bases = (Path((info.context or {}).get("base", ".")), Path())
-
-    def absolute(value: Any) -> Any:
-        if not isinstance(value, str) or "/" not in value or value.startswith("data:"):
-            return value
-        found = (base / Path(value).expanduser() for base in bases)
-        return next((str(path.resolve()) for path in found if path.exists()), value)
-
-    return {name: absolute(value) for name, value in options.items()}
 
 
 def _scheme(name: str) -> str:
@@ -87,7 +71,7 @@ class RewardConfig(Section):
     """
 
     name: str
-    options: Annotated[dict[str, Any], BeforeValidator(_options)] = Field(default_factory=dict)
+    options: Annotated[dict[str, Any], BeforeValidator(absolute_paths)] = Field(default_factory=dict)
     scale: Annotated[float, AfterValidator(_scale)] = 1.0
 
 

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from .config import ExistingPath, Positive, RunName, Section, Seed
+from ..steering.asking import BATCH_ARGUMENTS
+from .config import ExistingPath, Positive, RunName, Section, Seed, absolute_paths
 
 __all__ = ["FittingConfig", "PipelineConfig", "RewardConfig", "RolloutsConfig", "ValueConfig"]
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-_OWN = ("generator", "num_images_per_prompt", "num_videos_per_prompt", "num_images_per_label", "batch_size")
-
-
-def _absolute(options: Any, info: ValidationInfo) -> Any:
-    """Paths among options, texts with a slash that lead somewhere, made absolute: a run may go on from elsewhere."""
-    if not isinstance(options, dict):
-        return options
-    bases = (Path((info.context or {}).get("base", ".")), Path())
-
-    def place(value: Any) -> Any:
-        if not isinstance(value, str) or "/" not in value or value.startswith("data:"):
-            return value
-        found = (base / Path(value).expanduser() for base in bases)
-        return next((str(path.resolve()) for path in found if path.exists()), value)
-
-    return {name: place(value) for name, value in options.items()}
+_OWN = ("generator", *BATCH_ARGUMENTS)
 
 
 class PipelineConfig(Section):
@@ -51,7 +36,7 @@ class RewardConfig(Section):
     """A reward by name, its options (paths among them may be ``data:...``), and what it is given to judge."""
 
     name: str
-    options: Annotated[dict[str, Any], BeforeValidator(_absolute)] = Field(default_factory=dict)
+    options: Annotated[dict[str, Any], BeforeValidator(absolute_paths)] = Field(default_factory=dict)
     samples: Literal["images", "latents", "tokens"] = "images"
 
 

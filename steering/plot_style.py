@@ -10,13 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-__all__ = ["ACCENT", "FAINT", "INK", "MUTED", "PALETTE", "Array", "colour", "saved", "styled"]
+__all__ = ["ACCENT", "FAINT", "INK", "LOOK", "MUTED", "PALETTE", "Array", "colour", "saved", "styled"]
 
 Array = NDArray[np.float64]
 P = ParamSpec("P")
 INK, MUTED, FAINT, ACCENT = "#1b2733", "#8a97a5", "#d5dbe1", "#1f6fb2"
 PALETTE = ("#1f6fb2", "#d1603d", "#3f8f5b", "#8a5fa8", "#c08a1e", "#4aa3a8", "#b0476e", "#6b6f2a")
-_RC: Any = {
+LOOK: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.titlesize": 10.5,
@@ -30,6 +30,8 @@ _RC: Any = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
+    "xtick.direction": "out",
+    "ytick.direction": "out",
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.6,
@@ -42,7 +44,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @functools.wraps(draw)
     def run(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(_RC):
+        with matplotlib.rc_context(LOOK):
             return draw(*args, **kwargs)
 
     return run

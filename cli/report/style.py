@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import math
-from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,34 +13,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ...molecular.free_energy import Axis
+from ...steering.plot_style import ACCENT, INK, LOOK, MUTED, styled
 
 __all__ = ["ACCENT", "INK", "MUTED", "SECOND", "Array", "figure", "label", "png", "style_axes", "styled", "to_display"]
 
 Array = NDArray[np.float64]
-P = ParamSpec("P")
-
-INK, MUTED, ACCENT, SECOND = "#1b2733", "#8a97a5", "#1f6fb2", "#d1603d"
-_RC: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.direction": "out",
-    "ytick.direction": "out",
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.6,
-    "mathtext.fontset": "dejavusans",
-}
+SECOND = "#d1603d"
 _GREEK = {"phi": "ϕ", "psi": "ψ", "omega": "ω", "chi": "χ", "theta": "θ"}
 
 
@@ -53,21 +29,10 @@ def figure(width: float, height: float, columns: int = 1, **kwargs: Any) -> tupl
     return fig, list(axes)
 
 
-def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw in the style of this module, leaving matplotlib's settings as they were."""
-
-    @functools.wraps(draw)
-    def run(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(_RC):
-            return draw(*args, **kwargs)
-
-    return run
-
-
 def png(fig: Figure, dpi: int = 180) -> bytes:
     """The figure as PNG, equal figures giving equal bytes."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(LOOK):
         fig.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
