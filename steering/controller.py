@@ -6,8 +6,7 @@ move are judged by the pipeline's own denoiser call of the next, and nothing is 
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,88 +14,23 @@ from torch import Tensor
 from ..fkc import Streams
 from ..fkc.streams import split_seed
 from .checks import check_law
-from .context import StepContext
 from .controls import Control
-from .denoiser import Branches, DenoiserTap, has_caches
+from .denoiser import DenoiserTap, has_caches
 from .errors import SteeringError
 from .gather import gather_arguments, gather_caches, gather_history, gather_output
 from .layout import Layout
 from .moves import GaussianMove, Step, native_move, previous_sample, row_generators
 from .particles import Particles
+from .reading import Decoding, Reader
 from .resume import Restored, TrajectoryStore
 from .run import Run
-from .schedulers import Level, SchedulerRule, rule_for, step_position
+from .schedulers import SchedulerRule, rule_for, step_position
 from .settings import Settings
+from .trajectory import Trajectory
 
-__all__ = ["Controller", "Trajectory"]
+__all__ = ["Controller"]
 
 _LATER_RUNS = 2**30  # an index that no population has
-
-
-class Decoding(Protocol):
-    """What turns clean states into what rewards on images see."""
-
-    def begin(self) -> None:
-        """A run begins (inside the pipeline's call)."""
-        ...
-
-    def on_the_way(self, clean: Tensor) -> Any:
-        """Images of x0-hat."""
-        ...
-
-    def at_the_end(self, final: Tensor) -> Any:
-        """Images of the final states."""
-        ...
-
-    @property
-    def differentiable(self) -> Callable[[Tensor], Tensor] | None:
-        """x0-hat -> images as a tensor with a graph, or None."""
-        ...
-
-
-@dataclass(eq=False)
-class Trajectory:
-    """What is known of the run under way.
-
-    Attributes:
-        layout: of the batch.
-        rule: of the scheduler.
-        levels: of each move from the first, and the level after the last.
-        first: the scheduler's number of the first move: image-to-image begins in the middle.
-        particles: weights and memories.
-        streams: random streams of the populations.
-        move: the Gaussian move, or None where the scheduler moves.
-        cached: the denoiser has feature caches, which move with the particles.
-        seed: of the streams.
-        calls: of the scheduler's step so far.
-        position: of the current move.
-        rows: of the batch that went on in the current move; None if all stayed.
-        final_rows: of the batch that are the outputs, once the last move is made.
-    """
-
-    layout: Layout
-    rule: SchedulerRule
-    levels: tuple[Level, ...]
-    first: int
-    particles: Particles
-    streams: Streams
-    move: GaussianMove | None
-    cached: bool
-    seed: int = 0
-    calls: int = 0
-    position: int = -1
-    rows: Tensor | None = None
-    final_rows: Tensor | None = None
-
-    @property
-    def n_moves(self) -> int:
-        """How many moves there are."""
-        return len(self.levels) - 1
-
-    @property
-    def around(self) -> tuple[Level, Level]:
-        """Levels before and after the current move."""
-        return self.levels[self.position], self.levels[self.position + 1]
 
 
 class Controller:
@@ -114,7 +48,8 @@ class Controller:
         store: TrajectoryStore | None = None,
     ) -> None:
         self.primary, self.controls, self.settings, self.run = scheduler, tuple(controls), settings, run
-        self.decoding, self.tap, self.tiles, self.store = decoding, tap, tiles, store
+        self.tap, self.tiles, self.store = tap, tiles, store
+        self.reader = Reader(run, tap, decoding, settings)
         self.candidates = max([c.candidates for c in controls] + [1])
         self.trajectory: Trajectory | None = None
         self.runs = 0
@@ -134,7 +69,7 @@ class Controller:
         if self.controls:
             self.tap.check_layout(s.populations, s.particles * self.candidates)
         if any(getattr(control, "on", None) == "images" for control in self.controls):
-            self.decoding.begin()
+            self.reader.decoding.begin()
         self._saved = None if self.store is None else self.store.saved()
         self.tap.silent = self._saved is not None
 
@@ -239,7 +174,7 @@ class Controller:
             trajectory.particles.skip(trajectory.position)
             return None
         particles = trajectory.particles
-        rows = particles.weigh(self._context(step, trajectory))
+        rows = particles.weigh(self.reader.context(step, trajectory))
         self._skip_copies(trajectory)
         return rows
 
@@ -247,56 +182,6 @@ class Controller:
         """Tell the denoiser which of the coming rows are copies that nobody will judge."""
         live = trajectory.particles.live.candidates
         self.tap.keep = None if live == trajectory.layout.candidates else trajectory.layout.standing_for(live)
-
-    def _context(self, step: Step, trajectory: Trajectory) -> StepContext:
-        layout, particles, rule = trajectory.layout, trajectory.particles, trajectory.rule
-        scheduler = step.scheduler
-        sample, output = step.arguments["sample"], step.arguments["model_output"]
-        if output.ndim == sample.ndim and output.shape[1] == 2 * sample.shape[1]:
-            output = output.split(sample.shape[1], dim=1)[0]  # the learned-variance half is no prediction
-        level, following = trajectory.around
-        live = particles.live_rows
-        mine = slice(layout.rows) if live is None else live
-
-        def read(sample: Tensor, output: Tensor) -> Tensor:
-            assert rule.clean is not None
-            return rule.clean(scheduler, sample, output)
-
-        def draw(sample: Tensor, output: Tensor, n: int, generators: Any) -> Tensor:
-            assert rule.draws is not None
-            return rule.draws(scheduler, sample, output, n, generators)
-
-        def differentiable() -> tuple[Tensor, Tensor, slice | Tensor]:
-            self.run.calls.denoiser += particles.live.rows
-            return *self.tap.differentiable(step.arguments["sample"], step.arguments["model_output"]), mine
-
-        def branches() -> Branches:
-            found = self.tap.branches(step.arguments["model_output"])
-            return replace(found, predictions=tuple(p[mine] for p in found.predictions))
-
-        return StepContext(
-            index=trajectory.position,
-            n_moves=trajectory.n_moves,
-            timestep=step.arguments["timestep"],
-            level=level,
-            following=following,
-            sample=sample[mine],
-            output=output[mine],
-            prediction=rule.prediction(scheduler),
-            exploding=rule.family in ("ve", "edm"),
-            layout=(layout.populations, layout.particles, particles.live.candidates),
-            decode=self._preview,
-            log_weights=particles.population.log_weights,
-            seed=trajectory.seed,
-            first_population=self.settings.first_population,
-            chunk_size=self.settings.chunk_size,
-            read_clean=None if rule.clean is None else read,
-            draw_clean=None if rule.draws is None else draw,
-            differentiable=differentiable,
-            branches=branches if self.tap.record else None,
-            pictures=self._differentiable_pictures(),
-            deviation=0.0 if trajectory.move is None else trajectory.move.deviation(level, following),
-        )
 
     # --- moving ------------------------------------------------------------------------------------------------------
 
@@ -358,28 +243,9 @@ class Controller:
         layout, particles = trajectory.layout, trajectory.particles
         final = previous_sample(output)[: layout.rows]
         if self.controls:
-            rows = particles.conclude(final, self._develop, self.settings.final, self.settings.chunk_size)
+            rows = particles.conclude(final, self.reader.develop, self.settings.final, self.settings.chunk_size)
             trajectory.final_rows = layout.tiled(rows)
             output = gather_output(output, trajectory.final_rows, final.ndim, layout.rows * layout.tiles)
             final = final.index_select(0, rows.to(final.device))
         self.run.finish(particles.population, final.detach().clone())
         return output
-
-    def _differentiable_pictures(self) -> Callable[[Tensor], Tensor] | None:
-        decode = self.decoding.differentiable
-        if decode is None:
-            return None
-
-        def counted(clean: Tensor) -> Tensor:
-            self.run.calls.decoder += len(clean)
-            return decode(clean)
-
-        return counted
-
-    def _preview(self, clean: Tensor) -> Any:
-        self.run.calls.decoder += len(clean)
-        return self.decoding.on_the_way(clean)
-
-    def _develop(self, final: Tensor) -> Any:
-        self.run.calls.decoder += len(final)
-        return self.decoding.at_the_end(final)
