@@ -49,7 +49,9 @@ class Controller:
     ) -> None:
         self.primary, self.controls, self.settings, self.run = scheduler, tuple(controls), settings, run
         self.tap, self.tiles, self.store = tap, tiles, store
-        self.reader = Reader(run, tap, decoding, settings)
+        guided = (c for c in controls if getattr(c, "gradient", None) is not None)
+        pictures = any(getattr(c, "on", "images") == "images" for c in guided)
+        self.reader = Reader(run, tap, decoding, settings, pictures)
         self.candidates = max([c.candidates for c in controls] + [1])
         self.trajectory: Trajectory | None = None
         self.runs = 0

@@ -47,18 +47,36 @@ def _listener(scheduler: Any) -> StepListener | None:
 _CLASSES: dict[type, type] = {}
 
 
+def _binder(signature: inspect.Signature) -> Callable[..., inspect.BoundArguments]:
+    """``signature.bind``, without its cost where a call is right and every argument has a name."""
+    parameters = signature.parameters.values()
+    names, known = tuple(signature.parameters), frozenset(signature.parameters)
+    plain = all(p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in parameters)
+    needed = {p.name for p in parameters if p.default is p.empty}
+
+    def bind(*args: Any, **kwargs: Any) -> inspect.BoundArguments:
+        arguments = dict(zip(names, args, strict=False))
+        right = plain and len(args) <= len(names) and known >= kwargs.keys() and not arguments.keys() & kwargs.keys()
+        arguments |= kwargs
+        if not right or not needed <= arguments.keys():
+            return signature.bind(*args, **kwargs)
+        return inspect.BoundArguments(signature, arguments)
+
+    return bind
+
+
 def _listening_class(base: Any) -> type:
     """The subclass of ``base`` that asks its listener; one a base class."""
     if base in _CLASSES:
         return _CLASSES[base]
-    signature = inspect.signature(base.step)
+    bound = _binder(inspect.signature(base.step))
 
     @functools.wraps(base.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         listener = _listener(self)
         if listener is None:
             return base.step(self, *args, **kwargs)
-        return listener.on_step(self, base.step, signature.bind(self, *args, **kwargs))
+        return listener.on_step(self, base.step, bound(self, *args, **kwargs))
 
     @functools.wraps(base.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:

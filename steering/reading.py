@@ -46,12 +46,14 @@ class Reader:
         tap: on the denoiser.
         decoding: of clean states.
         settings: of the attachment.
+        pictures: some control follows the gradient of a reward on images.
     """
 
     run: Run
     tap: DenoiserTap
     decoding: Decoding
     settings: Settings
+    pictures: bool
 
     def context(self, step: Step, trajectory: Trajectory) -> StepContext:
         """The live rows of a step, before they move."""
@@ -100,7 +102,7 @@ class Reader:
             draw_clean=None if rule.draws is None else draw,
             differentiable=differentiable,
             branches=branches if self.tap.record else None,
-            pictures=self._differentiable_pictures(),
+            pictures=self._differentiable_pictures() if self.pictures else None,
             deviation=0.0 if trajectory.move is None else trajectory.move.deviation(level, following),
         )
 
