@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from ..fkc.streams import generator_for, split_seed
 from .errors import SteeringError
 
-__all__ = ["BATCH_ARGUMENTS", "batched_call", "populations_of", "row_generators", "single_calls"]
+__all__ = ["BATCH_ARGUMENTS", "batched_call", "populations_of", "start_generators", "single_calls"]
 
 BATCH_ARGUMENTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_images_per_label", "batch_size")
 """Arguments that set the number of samples, by the names that diffusers' pipelines use."""
@@ -64,7 +64,7 @@ def single_calls(samples: int, populations: int, call: dict[str, Any]) -> list[d
     return [{name: value[p] for name, value in listed.items()} for p in range(populations) for _ in range(samples)]
 
 
-def row_generators(pipe: Any, samples: int, populations: int, seed: int, *, first: int = 0) -> list[Generator] | None:
+def start_generators(pipe: Any, samples: int, populations: int, seed: int, *, first: int = 0) -> list[Generator] | None:
     """Generators of the initial noise, one a row, each prompt's (numbered from ``first``) of its own; None if the
     pipeline takes none."""
     parameters = inspect.signature(type(pipe).__call__).parameters

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..fkc.resampling import get_scheme
 from .controls import Control, never_due
+from .decode.families import blends_background
 from .errors import DeterministicStep, SteeringError
 from .moves import GaussianMove, Step
 from .run import Run
@@ -73,12 +74,6 @@ def refuse_strangers(controls: Sequence[Any]) -> None:
                 f"control: got {type(control).__name__}, expected FKSteering(...), SoftValueGuidance(...) or an object "
                 f"with {', '.join(lacking)}"
             )
-
-
-def blends_background(pipe: Any) -> bool:
-    """Inpainting without a mask among the denoiser's inputs: the known region is put back after every step."""
-    channels = getattr(getattr(getattr(pipe, "unet", None), "config", None), "in_channels", None)
-    return "Inpaint" in type(pipe).__name__ and channels != 9
 
 
 def check_law(

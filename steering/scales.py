@@ -8,7 +8,7 @@ no longer exactly unbiased (Beskos et al. 2016, "On the convergence of adaptive 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..fkc.tempering import conditional_ess
 from ..fkc.weights import log_sum_exp
 
-__all__ = ["Fixed", "Scale", "ScaleQuestion", "Scheduled", "TargetESS", "TargetKL", "as_scale"]
+__all__ = ["Fixed", "FoundScale", "Scale", "ScaleQuestion", "Scheduled", "TargetESS", "TargetKL", "as_scale"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,18 +41,27 @@ class ScaleQuestion:
 
 
 class Scale(Protocol):
-    """A rule for lambda."""
+    """A rule for lambda. One whose ``known`` may be None is a :class:`FoundScale` too."""
 
     def known(self, fraction: float) -> float | None:
         """lambda at a fraction of the trajectory (1: that of the target), or None where it must be found."""
         ...
 
+
+@runtime_checkable
+class FoundScale(Protocol):
+    """A rule that finds lambda from the particles where it is not known."""
+
+    def known(self, fraction: float) -> float | None:
+        """See :class:`Scale`."""
+        ...
+
     def on_the_way(self, question: ScaleQuestion) -> Tensor:
-        """(P,) lambda of an intermediate value, where it must be found."""
+        """(P,) lambda of an intermediate value."""
         ...
 
     def at_the_end(self, question: ScaleQuestion) -> Tensor:
-        """(P,) lambda of the target, where it must be found."""
+        """(P,) lambda of the target."""
         ...
 
     def remarks(self, scale: Tensor, rows: int) -> tuple[str, ...]:
@@ -60,25 +69,11 @@ class Scale(Protocol):
         ...
 
 
-class _Known:
-    """Nothing is to be found."""
-
-    def on_the_way(self, question: ScaleQuestion) -> Tensor:
-        """Never asked."""
-        raise NotImplementedError
-
-    at_the_end = on_the_way
-
-    def remarks(self, scale: Tensor, rows: int) -> tuple[str, ...]:
-        """Nothing."""
-        return ()
-
-
 _FOUND = "the scale was found from the particles: the evidence is consistent, not exactly unbiased"
 
 
 @dataclass(frozen=True)
-class Fixed(_Known):
+class Fixed:
     """One number."""
 
     value: float
@@ -92,7 +87,7 @@ class Fixed(_Known):
 
 
 @dataclass(frozen=True)
-class Scheduled(_Known):
+class Scheduled:
     """lambda ``factor``(fraction of the trajectory) on the way, lambda at the end.
 
     Attributes:
@@ -225,7 +220,7 @@ def as_scale(scale: "float | Scale") -> Scale:
         ValueError: neither.
     """
     given: Any = scale
-    if hasattr(given, "on_the_way") and hasattr(given, "at_the_end"):
+    if callable(getattr(given, "known", None)):
         rule: Scale = given
         return rule
     if not hasattr(given, "__float__"):

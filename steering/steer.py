@@ -4,7 +4,7 @@ import inspect
 from typing import Any, Literal
 
 from ..fkc.errors import PopulationCollapsed
-from .asking import batched_call, populations_of, row_generators, single_calls
+from .asking import batched_call, populations_of, single_calls, start_generators
 from .attach import attach
 from .checks import refuse_strangers
 from .controls import Control
@@ -68,7 +68,7 @@ def steer(
 
 def _batch(pipe: Any, samples: int, populations: int, seed: int, first: int, call: dict[str, Any]) -> Any:
     if call.get("generator") is None:
-        generators = row_generators(pipe, samples, populations, seed, first=first)
+        generators = start_generators(pipe, samples, populations, seed, first=first)
         call = call if generators is None else {**call, "generator": generators}
     return pipe(**batched_call(pipe, samples, populations, call))
 
@@ -77,7 +77,7 @@ def _singly(pipe: Any, samples: int, populations: int, seed: int, first: int, ca
     """The same rows, with the same noise, as calls of one sample each."""
     rows, own = samples * populations, single_calls(samples, populations, call)
     shared = {name: value for name, value in call.items() if not own[0] or name not in own[0]}
-    generators = row_generators(pipe, samples, populations, seed, first=first)
+    generators = start_generators(pipe, samples, populations, seed, first=first)
     if generators is None or shared.pop("generator", None) is not None:
         raise SteeringError(
             "runner='lockstep': takes its noise from the seed; for generators of your own, run_lockstep"

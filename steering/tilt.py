@@ -21,7 +21,7 @@ from .context import FinalContext, StepContext
 from .controls import Memory, Target, Weighed, When, due
 from .gradient import Gradient, Variable
 from .rewards import Reward, RewardCalls
-from .scales import Scale, ScaleQuestion
+from .scales import FoundScale, Scale, ScaleQuestion
 from .values import Estimate, Lambda, Value, estimate, scaled
 
 __all__ = ["Potential", "RewardTilt", "Space"]
@@ -65,6 +65,8 @@ class RewardTilt:
             raise ValueError(f"on: got {self.on!r}, expected 'images', 'latents' or 'tokens'")
         if self.lag not in (0, 1):
             raise ValueError(f"lag: got {self.lag}, expected 0 (judge the child) or 1 (judge the parent)")
+        if self._finds and not isinstance(self.scale, FoundScale):
+            raise ValueError(f"scale: {type(self.scale).__name__} knows no number and has no rule to find one")
         if self._finds and (self.lag or callable(self.potential)):
             raise ValueError("scale: one that is found from the particles needs lag 0 and a named potential")
         if self.gradient is not None and (self.on == "tokens" or (callable(self.value) and self.value is not None)):
@@ -127,14 +129,19 @@ class RewardTilt:
             everywhere = torch.full((final.layout[0],), number, dtype=torch.float64)
             return Target(scaled(number, reward), reward, everywhere)
         question = self._question(1.0, final.log_weights, final.layout, memory, reward)
-        scale = self.scale.at_the_end(question)
-        notes = self.scale.remarks(scale, final.layout[1] * final.layout[2])
+        finder = self._finder()
+        scale = finder.at_the_end(question)
+        notes = finder.remarks(scale, final.layout[1] * final.layout[2])
         return Target(scaled(_per_row(scale, len(reward)), reward), reward, scale, notes)
 
     @property
     def _finds(self) -> bool:
         """The scale on the way is found from the particles."""
         return self.scale.known(0.0) is None
+
+    def _finder(self) -> FoundScale:
+        assert isinstance(self.scale, FoundScale)  # nothing else has an unknown scale; checked at the beginning
+        return self.scale
 
     # --- judging -----------------------------------------------------------------------------------------------------
 
@@ -182,7 +189,7 @@ class RewardTilt:
             return self._possible(found_value, memory, context.layout[0])
 
         question = self._question(context.fraction, context.log_weights, context.layout, memory, found.reward, value)
-        return _per_row(self.scale.on_the_way(question), len(found.reward))
+        return _per_row(self._finder().on_the_way(question), len(found.reward))
 
     def _question(
         self,

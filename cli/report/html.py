@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
+from typing import Any
 
 from ..results import Number
 
-__all__ = ["render"]
+__all__ = ["render", "write_page"]
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -40,6 +42,32 @@ pre { padding: 1rem; overflow-x: auto; font-size: .82rem; }
 ol { padding-left: 1.3rem; font-size: .92rem; }
 code { font-size: .92em; }
 """
+
+
+def write_page(
+    folder: Path,
+    *,
+    provenance: Mapping[str, Any],
+    pictures: Mapping[str, tuple[bytes, str, bool]],
+    **content: Any,
+) -> list[str]:
+    """Write the pictures and ``report.html`` into ``folder``.
+
+    Args:
+        folder: of the run.
+        provenance: versions, platform, device and threads, as recorded.
+        pictures: as for :func:`render`.
+        **content: the other arguments of :func:`render`.
+
+    Returns:
+        Names of the pictures.
+    """
+    for name, (picture, _, _) in pictures.items():
+        (folder / f"{name}.png").write_bytes(picture)
+    machine = {k: str(provenance[k]) for k in ("platform", "device", "torch_threads") if k in provenance}
+    page = render(pictures=pictures, versions={**provenance.get("versions", {}), **machine}, **content)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    return [f"{name}.png" for name in pictures]
 
 
 def render(

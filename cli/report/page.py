@@ -13,7 +13,7 @@ from ..config import RunConfig
 from ..results import Number
 from . import plots
 from .citations import citations
-from .html import render
+from .html import write_page
 from .style import png
 
 __all__ = ["write_report"]
@@ -39,23 +39,20 @@ def write_report(
     pictures = {
         name: (png(fig), caption, wide) for name, (fig, caption, wide) in _figures(draws, request, analysis).items()
     }
-    for name, (content, _, _) in pictures.items():
-        (folder / f"{name}.png").write_bytes(content)
     shown = {n.key: n for n in numbers}
-    versions = provenance.get("versions", {})
-    page = render(
+    version = provenance.get("versions", {}).get("feynkac", "")
+    return write_page(
+        folder,
+        provenance=provenance,
+        pictures=pictures,
         title=config.name,
         lead=_lead(config, provenance),
         cards=_cards(shown),
         numbers=numbers,
-        pictures=pictures,
         warnings=warnings,
-        versions=versions | {k: str(provenance[k]) for k in ("platform", "device", "torch_threads") if k in provenance},
         config=config_text,
-        citations=citations(config, versions.get("feynkac", "")),
+        citations=citations(config, version),
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
-    return [f"{name}.png" for name in pictures]
 
 
 def _lead(config: RunConfig, provenance: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from ...steering.plots import image_grid, plot_ancestry, plot_run
 from ..results import Number
 from ..steer_config import SteerConfig
 from ..steer_results import Result
-from .html import render
+from .html import write_page
 from .style import png
 
 __all__ = ["steer_citations", "write_steer_report"]
@@ -48,22 +48,19 @@ def write_steer_report(
         for slug, figures in drawn:
             figure, caption = figures[kind]
             pictures[f"{kind}_{slug}"] = (png(figure, _DPI), caption, wide)
-    for name, (content, _, _) in pictures.items():
-        (folder / f"{name}.png").write_bytes(content)
-    versions = provenance.get("versions", {})
-    page = render(
+    version = provenance.get("versions", {}).get("feynkac", "")
+    return write_page(
+        folder,
+        provenance=provenance,
+        pictures=pictures,
         title=config.name,
         lead=_lead(config, provenance),
         cards=_cards(results),
         numbers=numbers,
-        pictures=pictures,
         warnings=warnings,
-        versions=versions | {k: str(provenance[k]) for k in ("platform", "device", "torch_threads") if k in provenance},
         config=config_text,
-        citations=steer_citations(config, versions.get("feynkac", "")),
+        citations=steer_citations(config, version),
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
-    return [f"{name}.png" for name in pictures]
 
 
 def _lead(config: SteerConfig, provenance: Mapping[str, Any]) -> str:

@@ -197,11 +197,17 @@ _register("StableVideoDiffusionPipeline", _svd, _video)
 _PACKED = ("FluxPipeline", "FluxImg2ImgPipeline", "QwenImagePipeline", "LTXPipeline")
 
 
+def blends_background(pipe: Any) -> bool:
+    """Inpainting without a mask among the denoiser's inputs: the known region is put back after every step."""
+    channels = getattr(getattr(getattr(pipe, "unet", None), "config", None), "in_channels", None)
+    return "Inpaint" in type(pipe).__name__ and channels != 9
+
+
 def has_family(pipe: Any) -> bool:
     """Is there a fast decoder for this pipeline in this setting?"""
     name = type(pipe).__name__
-    if name == "StableDiffusionInpaintPipeline" and pipe.unet.config.in_channels == 4:
-        return False  # blends the known region back
+    if blends_background(pipe):
+        return False
     if name == "LTXPipeline" and pipe.vae.config.timestep_conditioning:
         return False  # decodes with fresh noise
     if name == "CogVideoXPipeline" and pipe.transformer.config.patch_size_t is not None:

@@ -3,7 +3,6 @@
 The law recorded is that of the sampler at its finite steps, in the setting in which it will be steered.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from ...fkc.checkpoint import exists, load_state, save_state
 from ...fkc.streams import generator_for, split_seed
-from ..asking import BATCH_ARGUMENTS
+from ..asking import batched_call
 from ..attach import attach
 from ..context import FinalContext, StepContext
 from ..controls import Memory, Target, When, due
@@ -196,11 +195,8 @@ def _call(pipe: Any, call: Call, rows: int, generator: Generator) -> None:
     if not isinstance(call, Mapping):
         call(rows, generator)
         return
-    accepted = inspect.signature(type(pipe).__call__).parameters
-    counts = [name for name in BATCH_ARGUMENTS if name in accepted]
-    if not counts:
-        raise SteeringError(
-            f"{type(pipe).__name__} takes none of {', '.join(BATCH_ARGUMENTS)}; "
-            "give call= as a function of (rows, generator)"
-        )
-    pipe(**{counts[0]: rows, "generator": generator, **call})
+    try:
+        asked = batched_call(pipe, rows, 1, dict(call))
+    except SteeringError as error:
+        raise SteeringError(f"{error}; or give call= as a function of (rows, generator)") from error
+    pipe(**{"generator": generator, **asked})

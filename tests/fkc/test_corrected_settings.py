@@ -39,6 +39,12 @@ def test_faces_are_targets():
     assert GeometricAverage(a, b, 3.0).powers(0.3) == (-2.0, 3.0)
     assert GeometricAverage(a, b, lambda u: 1 + u).powers(0.5) == (-0.5, 1.5)
     assert Product(a, b).tilted(lambda y: y.sum(dim=1)).tilt is not None
+    tilted = Product(a, b).tilted(lambda y: 3.0 * y.sum(dim=1), lambda u: 2.0 * u)
+    assert tilted.powers(0.3) == (1.0, 1.0)
+    assert tilted.reward_scale(0.25) == 0.5
+    value, gradient = tilted.tilt.value_and_gradient(torch.ones(2, 1).double())
+    assert value.tolist() == [3.0, 3.0]
+    assert gradient.tolist() == [[3.0], [3.0]]
 
 
 # --- what experts may predict ----------------------------------------------------------------------------------------

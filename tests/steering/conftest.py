@@ -1,7 +1,6 @@
-"""One thread, and warnings that diffusers and torchsde give about themselves are not errors."""
+"""Warnings that diffusers and torchsde give about themselves are not errors."""
 
 import pytest
-import torch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -16,11 +15,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "steering" in item.path.parts:
             for message in messages:
                 item.add_marker(pytest.mark.filterwarnings(message))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
