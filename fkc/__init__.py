@@ -11,7 +11,16 @@ Example:
 """
 
 from .cloud import Cloud, permute
-from .corrected import WeightedSamples, sample_corrected
+from .correctors import (
+    Annealed,
+    AnnealedProduct,
+    GeometricAverage,
+    Product,
+    RewardTilt,
+    Target,
+    WeightedSamples,
+    sample_corrected,
+)
 from .density import Autograd, GeometricPath, LogDensity, Point, WithScore
 from .diffusion import Diffusion
 from .errors import (
@@ -31,7 +40,6 @@ from .population import Population
 from .resampling import SCHEMES, Scheme, copies, resample
 from .smc import Checkpoint, Evidence, SMCResult, State, StepInfo, init, smc, step
 from .streams import Stream, Streams, generator_for, normal, split_seed, uniform
-from .targets import Annealed, AnnealedProduct, GeometricAverage, Product, RewardTilt, Target
 from .tempering import AdaptiveSchedule, FixedSchedule, StepSizeTuning, Tempering, conditional_ess
 from .weights import effective_sample_size, log_evidence_std_error, log_mean_exp, normalize
 

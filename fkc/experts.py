@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .diffusion import Diffusion
+from .divergence import field_and_divergence
 
 __all__ = ["Expert", "Prediction"]
 
@@ -40,6 +41,9 @@ class Expert:
             of weights, and the weights are right whatever it is.
         log_density: (x (B, *event), t (B,)) -> log q_t (B,), where it is known; makes kernel weights exact at any
             number of steps.
+        divergence: of the score, where a move or a weight needs it: (x, t) -> (B,) in closed form; ``"exact"``: by one
+            backward pass a coordinate; a number: Hutchinson's estimate from so many random signs; None: exact up to
+            32 coordinates, one probe above.
         clock: noise variance h of the sampler -> that of this expert, for experts on other schedules; equal if None.
         shape: of an event, if known.
     """
@@ -50,6 +54,7 @@ class Expert:
     mean: float | Tensor = 0.0
     std: float = 1.0
     log_density: Callable[[Tensor, Tensor], Tensor] | None = None
+    divergence: Callable[[Tensor, Tensor], Tensor] | Literal["exact"] | int | None = None
     clock: Callable[[float], float] | None = None
     shape: tuple[int, ...] | None = None
 
@@ -58,21 +63,27 @@ class Expert:
             raise ValueError(f"kind: got {self.kind!r}, expected score, noise, denoised, v or velocity")
         if not self.std > 0.0:
             raise ValueError(f"std: got {self.std}, expected a positive number")
+        if isinstance(self.divergence, int) and self.divergence < 1:
+            raise ValueError(f"divergence: got {self.divergence} probes, expected at least 1")
         object.__setattr__(self, "_place", lru_cache(maxsize=None)(self._located))
 
     def variance(self, h: float) -> float:
         """This expert's noise variance when the sampler's is ``h``."""
         return h if self.clock is None else self.clock(h)
 
+    def place(self, h: float) -> tuple[float, float, float]:
+        """(t, alpha, sigma) of this expert's path when the sampler's noise variance is ``h``."""
+        found: tuple[float, float, float] = self._place(h)  # type: ignore[attr-defined]
+        return found
+
     def _located(self, h: float) -> tuple[float, float, float]:
-        """(t, alpha, sigma) at the sampler's ``h``."""
         t = self.diffusion.time(self.variance(h) ** 0.5)
         time = torch.tensor(t, dtype=torch.float64)
         return t, float(self.diffusion.alpha(time)), float(self.diffusion.sigma(time))
 
     def denoised(self, y: Tensor, h: float) -> Tensor:
         """E[x0 | y] (B, *event) at the sampler's noise variance ``h``."""
-        t, alpha, sigma = self._place(h)  # type: ignore[attr-defined]
+        t, alpha, sigma = self.place(h)
         x = alpha * y
         said = self.predict(x, torch.full((len(y),), t, dtype=torch.float64, device=y.device))
         clean: Tensor
@@ -93,6 +104,20 @@ class Expert:
         """Gradient (B, *event) of log q in the frame y."""
         return (self.denoised(y, h) - y) / self.variance(h)
 
+    def score_and_divergence(self, y: Tensor, h: float, signs: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:
+        """The score (B, *event) and its divergence (B,) float64 in the frame y.
+
+        Args:
+            y: (B, *event).
+            h: noise variance of the sampler.
+            signs: n -> (n, B, *event) random signs, for estimates.
+        """
+        if callable(self.divergence):
+            t, alpha, _ = self.place(h)
+            times = torch.full((len(y),), t, dtype=torch.float64, device=y.device)
+            return self.score(y, h), alpha**2 * self.divergence(alpha * y, times).double()
+        return field_and_divergence(lambda point: self.score(point, h), y, self.divergence, signs)
+
     def log_prob(self, y: Tensor, h: float) -> Tensor:
         """log q (B,) float64 in the frame y.
 
@@ -101,7 +126,7 @@ class Expert:
         """
         if self.log_density is None:
             raise ValueError("log_density: this expert has none")
-        t, alpha, _ = self._place(h)  # type: ignore[attr-defined]
+        t, alpha, _ = self.place(h)
         times = torch.full((len(y),), t, dtype=torch.float64, device=y.device)
         scale = torch.tensor(alpha, dtype=torch.float64).log() * y[0].numel()
         return self.log_density(alpha * y, times).double() + scale

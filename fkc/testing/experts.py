@@ -83,6 +83,16 @@ class MixtureLaw:
         shares = (log_parts - log_density[:, None]).exp()
         return -(shares[:, :, None] * difference / variance[:, :, None]).sum(dim=1), log_density
 
+    def divergence(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Divergence (B,) of the score of alpha x0 + sigma eps."""
+        variance = alpha[:, None].square() * self._variances() + sigma[:, None].square()
+        pull = -(x[:, None] - alpha[:, None, None] * self.means) / variance[:, :, None]
+        log_parts = self._log_weights() - 0.5 * pull.square().sum(dim=2) * variance
+        shares = (log_parts - 0.5 * self.dimension * torch.log(variance)).softmax(dim=1)
+        score = (shares[:, :, None] * pull).sum(dim=1)
+        curvature = pull.square().sum(dim=2) - self.dimension / variance
+        return (shares * curvature).sum(dim=1) - score.square().sum(dim=1)
+
     def expert(
         self,
         diffusion: Diffusion,
@@ -104,6 +114,7 @@ class MixtureLaw:
             mean=claimed[0],
             std=claimed[1],
             log_density=(lambda x, t: both(x, t)[1]) if known_density else None,
+            divergence=lambda x, t: self.divergence(x, diffusion.alpha(t), diffusion.sigma(t)),
             shape=(self.dimension,),
         )
 

@@ -67,6 +67,10 @@ def main() -> None:
         "plain, kappa 3, rate": (scored, {"gauge": "plain", "noise": 3.0, "weights": "rate"}),
         "reference, kappa 3, rate": (scored, {"noise": 3.0, "weights": "rate"}),
         "reference, kappa 3, kernel": (known, {"noise": 3.0, "weights": "kernel"}),
+        "fitted, kappa 3, rate": (scored, {"gauge": "fitted", "noise": 3.0}),
+        "score control, kappa 1, rate": (scored, {"control": "score", "noise": 1.0}),
+        "least squares, kappa 1, rate": (scored, {"control": "least_squares", "noise": 1.0}),
+        "least squares, kappa 3, rate": (scored, {"control": "least_squares", "noise": 3.0}),
         "reference, kappa 3, no weights": (scored, {"noise": 3.0, "weights": "none"}),
     }
     for steps in options.steps:

@@ -17,7 +17,7 @@ from feynkac.fkc import (
     UnstableNoise,
     sample_corrected,
 )
-from feynkac.fkc.corrected import noise_bound
+from feynkac.fkc.correctors import CorrectedModel, noise_bound
 from feynkac.fkc.testing import ZTest
 from feynkac.fkc.testing.experts import MixtureLaw, gaussian_expert, gaussian_product
 
@@ -50,8 +50,9 @@ def check(samples, truth, *, mean=0.03, variance=0.06, z=True):
     assert abs(m.mean().item() - truth.mean) < mean + 4 * error
     assert v.mean().item() == pytest.approx(truth.variance, rel=variance)
     if z:
-        test = ZTest.from_samples((samples.log_evidence - truth.log_evidence).exp(), 1.0)
-        assert test.passed, str(test)
+        ratios = (samples.log_evidence - truth.log_evidence).exp()
+        test = ZTest.from_samples(ratios, 1.0)
+        assert test.passed or (ratios - 1.0).abs().max() < 1e-9, str(test)
 
 
 def sampled(target, **options):
@@ -119,8 +120,15 @@ def test_noise_at_which_the_truth_repels_is_refused_with_its_bound():
     with pytest.raises(UnstableNoise, match=r"noise: got 0.333333, expected more than 0.6667") as caught:
         sample_corrected(Annealed(expert, 3.0), particles=10, noise=1 / 3, gauge="plain", seed=0)
     assert caught.value.bound == pytest.approx(2 / 3)
-    assert noise_bound(Annealed(expert, 3.0), "reference") == 0.0
-    assert noise_bound(GeometricAverage(expert, expert, 2.0), "plain") == 0.0
+    levels = [s * s for s in VE.levels(10)]
+
+    def bound(target, **settings):
+        return noise_bound(CorrectedModel(target, levels, (1,), noise=1.0, **settings))
+
+    assert bound(Annealed(expert, 3.0), gauge="plain") == pytest.approx(2 / 3)
+    assert bound(Annealed(expert, 3.0), gauge="reference") == 0.0
+    assert bound(Annealed(expert, 3.0), gauge="plain", control="score") == 0.0
+    assert bound(GeometricAverage(expert, expert, 2.0), gauge="plain") == 0.0
 
 
 def test_forced_it_is_as_wrong_as_predicted():
@@ -217,12 +225,6 @@ def test_moving_exponents(known):
     check(samples, gaussian_product((2.0, 0.0, 1.0 + 1e-4)), z=known)
 
 
-def test_tracking_needs_the_noise_at_which_it_is_free():
-    expert = gaussian_expert(VE, known_density=False)
-    with pytest.raises(ValueError, match="noise: got 2"):
-        sampled(Annealed(expert, lambda u: 1.0 + u), noise=2.0, weights="rate")
-
-
 @pytest.mark.parametrize("weights", ["kernel", "rate"])
 @pytest.mark.parametrize("churn", [0.0, 1.0])
 def test_churn_changes_nothing(churn, weights):
@@ -233,15 +235,15 @@ def test_churn_changes_nothing(churn, weights):
 
 def test_churn_without_the_weight_of_the_way_up_is_noticed(monkeypatch):
     """Negative control: only falls are weighted."""
-    from feynkac.fkc import corrected as module
+    from feynkac.fkc.correctors.moves import Transition
 
-    honest = module.rate_weight
+    honest = Transition.rate_weight
 
-    def only_down(before, after, proposal):
-        weight = honest(before, after, proposal)
-        return torch.zeros_like(weight) if after.level.h > before.level.h else weight
+    def only_down(self, before, after):
+        weight = honest(self, before, after)
+        return torch.zeros_like(weight) if self.fall < 0 else weight
 
-    monkeypatch.setattr(module, "rate_weight", only_down)
+    monkeypatch.setattr(Transition, "rate_weight", only_down)
     target, triples = parts(*CASES["average"], reference=GUESS)
     samples = sampled(target, weights="rate", gauge="plain", noise=1.0, steps=200, churn=1.0)
     truth = gaussian_product(*triples)

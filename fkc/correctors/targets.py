@@ -1,8 +1,8 @@
 r"""Targets made of pretrained laws: :math:`\pi_h(y) \propto \prod_i q_{i,h}(y)^{a_i} \exp(\beta\, r(y))`.
 
 Exponents and the reward's scale may move along the path: functions of the progress u, 0 at the noise and 1 at the data.
-In the frame of :mod:`.experts`, with noise variance h falling by :math:`\delta` (:math:`\delta_i` on expert i's own
-clock),
+In the frame of :mod:`feynkac.fkc.experts`, with noise variance h falling by :math:`\delta` (:math:`\delta_i` on expert
+i's own clock),
 
 .. math::
     \text{drift} = \sum_i a_i \tfrac{\delta_i}{2} s_i + \tfrac{\kappa\delta}{2}(S + R), \qquad
@@ -18,12 +18,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from .errors import PathCollapsed
-from .experts import Expert
+from ..divergence import field_and_divergence
+from ..errors import PathCollapsed
+from ..experts import Expert
 
 __all__ = [
     "Annealed",
@@ -31,6 +33,7 @@ __all__ = [
     "Exponent",
     "GaussianReference",
     "GeometricAverage",
+    "Moments",
     "Product",
     "RewardTilt",
     "Target",
@@ -38,6 +41,9 @@ __all__ = [
 
 Exponent = float | Callable[[float], float]
 """A number, or a function of the progress u in [0, 1]."""
+
+Moments = tuple[Tensor, Tensor]
+"""Mean (P, 1, *event) and variance (P, 1) of the data, a pair for each population."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +53,12 @@ class RewardTilt:
     Attributes:
         reward: y (B, *event) -> (B,), differentiable by autograd.
         scale: beta; a function of u should begin at 0, so that the noise is not tilted.
+        laplacian: how it is found where a control needs it, as ``Expert.divergence``.
     """
 
     reward: Callable[[Tensor], Tensor]
     scale: Exponent = 1.0
+    laplacian: Literal["exact"] | int | None = None
 
     def value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """r (B,) float64 and its gradient (B, *event)."""
@@ -60,39 +68,59 @@ class RewardTilt:
             (gradient,) = torch.autograd.grad(value.sum(), x)
         return value.detach().double(), gradient
 
+    def gradient_and_laplacian(self, y: Tensor, signs: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:
+        """Gradient (B, *event) and Laplacian (B,) float64 of r."""
+
+        def gradient(x: Tensor) -> Tensor:
+            return torch.autograd.grad(self.reward(x).sum(), x, create_graph=True)[0]
+
+        return field_and_divergence(gradient, y, self.laplacian, signs)
+
 
 @dataclass(frozen=True, eq=False)
 class GaussianReference:
-    """The target if every expert were the Gaussian of its ``mean`` and ``std``.
+    """The target if every expert were the Gaussian of its ``mean`` and ``std``, or of moments of a population.
 
     Attributes:
-        mean: a number or a tensor that broadcasts to an event.
-        variance: of every coordinate.
-        log_normalizer: log of the integral of the product of the experts' Gaussians, for one event.
-        precisions: a_i / v_i of each expert.
+        mean: broadcasts to (P, K, *event).
+        variance: of every coordinate, () or (P, 1) float64.
         means: of each expert.
         variances: v_i of each expert, data and noise.
+        data_variances: of each expert.
+        powers: exponents.
     """
 
     mean: Tensor
-    variance: float
-    log_normalizer: float
-    precisions: tuple[float, ...]
+    variance: Tensor
     means: tuple[Tensor, ...]
-    variances: tuple[float, ...]
+    variances: tuple[Tensor, ...]
+    data_variances: tuple[Tensor, ...]
+    powers: tuple[float, ...]
+
+    def log_normalizer(self) -> float:
+        """Log of the integral of the product of the experts' Gaussians, for one event."""
+        dimension = self.mean.numel()
+        total = 1.0 / self.variance
+        log_integral = 0.5 * dimension * torch.log(2 * math.pi * self.variance) + 0.5 * total * self.mean.square().sum()
+        for a, v, m in zip(self.powers, self.variances, self.means, strict=True):
+            log_integral = log_integral - 0.5 * a * (dimension * torch.log(2 * math.pi * v) + m.square().sum() / v)
+        return float(log_integral)
+
+
+E = TypeVar("E")
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class Target(Generic[E]):
     """A product of powers of experts, and a reward.
 
     Attributes:
-        experts: at least one.
+        experts: at least one, of one kind: :class:`feynkac.fkc.Expert`, or masked ones.
         exponents: one each; negative ones divide.
         tilt: or None.
     """
 
-    experts: tuple[Expert, ...]
+    experts: tuple[E, ...]
     exponents: tuple[Exponent, ...]
     tilt: RewardTilt | None = None
 
@@ -117,7 +145,7 @@ class Target:
             return 0.0
         return float(self.tilt.scale(u)) if callable(self.tilt.scale) else float(self.tilt.scale)
 
-    def tilted(self, reward: Callable[[Tensor], Tensor], scale: Exponent = 1.0) -> Target:
+    def tilted(self, reward: Callable[[Tensor], Tensor], scale: Exponent = 1.0) -> Target[E]:
         """The same experts with a reward."""
         return Target(self.experts, self.exponents, RewardTilt(reward, scale))
 
@@ -126,28 +154,38 @@ class Target:
         """Some exponent changes along the path."""
         return any(callable(a) for a in self.exponents)
 
-    def reference(self, h: float, u: float, shape: Sequence[int]) -> GaussianReference:
+    def reference(
+        self: Target[Expert], h: float, u: float, shape: Sequence[int], moments: Moments | None = None
+    ) -> GaussianReference:
         """The target's Gaussian reference at noise variance ``h``.
+
+        Args:
+            h: of the sampler.
+            u: progress.
+            shape: of an event.
+            moments: of the data, the same for every expert; what the experts claim if None.
 
         Raises:
             PathCollapsed: its precision is not positive: the target cannot be normalised there.
         """
         powers = self.powers(u)
-        variances = tuple(e.std**2 + e.variance(h) for e in self.experts)
-        precisions = tuple(a / v for a, v in zip(powers, variances, strict=True))
-        total = sum(precisions)
-        if not total > 0.0:
-            raise PathCollapsed(h, u, total)
-        means = tuple(torch.as_tensor(e.mean, dtype=torch.float64).expand(tuple(shape)) for e in self.experts)
-        weighted = sum((p * m for p, m in zip(precisions, means, strict=True)), torch.zeros(tuple(shape)).double())
-        mean = weighted / total
-        dimension = math.prod(shape)
-        log_integral = 0.5 * dimension * math.log(2 * math.pi / total) + 0.5 * total * float(mean.square().sum())
-        for a, v, m in zip(powers, variances, means, strict=True):
-            log_integral -= 0.5 * a * (dimension * math.log(2 * math.pi * v) + float(m.square().sum()) / v)
-        return GaussianReference(mean, 1.0 / total, log_integral, precisions, means, variances)
+        if moments is None:
+            means = [torch.as_tensor(e.mean, dtype=torch.float64).expand(tuple(shape)) for e in self.experts]
+            data = [torch.tensor(e.std**2, dtype=torch.float64) for e in self.experts]
+        else:
+            means, data = [moments[0]] * len(powers), [moments[1]] * len(powers)
+        variances = [v + e.variance(h) for v, e in zip(data, self.experts, strict=True)]
+        zero = torch.zeros((), dtype=torch.float64)
+        total = sum((a / v for a, v in zip(powers, variances, strict=True)), zero)
+        if not bool((total > 0.0).all()):
+            raise PathCollapsed(h, u, float(total.min()))
+        if moments is None:
+            mean = sum((a / v * m for a, v, m in zip(powers, variances, means, strict=True)), zero) / total
+        else:
+            mean = moments[0]
+        return GaussianReference(mean, 1.0 / total, tuple(means), tuple(variances), tuple(data), powers)
 
-    def check_path(self, levels: Sequence[float], shape: Sequence[int]) -> None:
+    def check_path(self: Target[Expert], levels: Sequence[float], shape: Sequence[int]) -> None:
         """The Gaussian test that the target can be normalised at every level (variances ``levels``, noise first).
 
         Raises:
@@ -157,7 +195,7 @@ class Target:
             self.reference(h, i / (len(levels) - 1), shape)
 
 
-class Annealed(Target):
+class Annealed(Target[E]):
     """q^beta.
 
     Args:
@@ -165,18 +203,18 @@ class Annealed(Target):
         exponent: beta.
     """
 
-    def __init__(self, expert: Expert, exponent: Exponent) -> None:
+    def __init__(self, expert: E, exponent: Exponent) -> None:
         super().__init__((expert,), (exponent,))
 
 
-class Product(Target):
+class Product(Target[E]):
     """The product of all experts."""
 
-    def __init__(self, *experts: Expert) -> None:
+    def __init__(self, *experts: E) -> None:
         super().__init__(experts, (1.0,) * len(experts))
 
 
-class AnnealedProduct(Target):
+class AnnealedProduct(Target[E]):
     """(The product of all experts)^beta.
 
     Args:
@@ -184,11 +222,11 @@ class AnnealedProduct(Target):
         exponent: beta.
     """
 
-    def __init__(self, experts: Sequence[Expert], exponent: Exponent) -> None:
+    def __init__(self, experts: Sequence[E], exponent: Exponent) -> None:
         super().__init__(tuple(experts), (exponent,) * len(experts))
 
 
-class GeometricAverage(Target):
+class GeometricAverage(Target[E]):
     """q_1^(1-w) q_2^w: classifier-free guidance with q_1 unconditional, q_2 conditional and w the guidance scale.
 
     Args:
@@ -197,7 +235,7 @@ class GeometricAverage(Target):
         weight: w.
     """
 
-    def __init__(self, first: Expert, second: Expert, weight: Exponent) -> None:
+    def __init__(self, first: E, second: E, weight: Exponent) -> None:
         if callable(weight):
             moving = weight
             super().__init__((first, second), (lambda u: 1.0 - moving(u), moving))

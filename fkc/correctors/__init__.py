@@ -1,0 +1,35 @@
+"""Correctors: targets made of pretrained laws, moves from noise to data, and the weights that make them exact."""
+
+from .controls import Control
+from .guides import Gauge
+from .model import CorrectedModel, Weights
+from .sampling import WeightedSamples, sample_corrected
+from .stability import noise_bound
+from .targets import (
+    Annealed,
+    AnnealedProduct,
+    Exponent,
+    GaussianReference,
+    GeometricAverage,
+    Product,
+    RewardTilt,
+    Target,
+)
+
+__all__ = [
+    "Annealed",
+    "AnnealedProduct",
+    "Control",
+    "CorrectedModel",
+    "Exponent",
+    "Gauge",
+    "GaussianReference",
+    "GeometricAverage",
+    "Product",
+    "RewardTilt",
+    "Target",
+    "WeightedSamples",
+    "Weights",
+    "noise_bound",
+    "sample_corrected",
+]
