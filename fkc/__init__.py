@@ -19,6 +19,7 @@ from .correctors import (
     RewardTilt,
     Target,
     WeightedSamples,
+    corrected_model,
     sample_corrected,
 )
 from .density import Autograd, GeometricPath, LogDensity, Point, WithScore
@@ -34,6 +35,7 @@ from .errors import (
 )
 from .experts import Expert
 from .genealogy import distinct_roots, evidence_std_error, mean_std_error
+from .masked import MaskedExpert, sample_corrected_masked
 from .model import FeynmanKacModel, FunctionModel
 from .pareto import ParetoSmoothed, Truncated, pareto_smooth, truncate
 from .population import Population
@@ -81,6 +83,9 @@ __all__ = [
     "GeometricAverage",
     "RewardTilt",
     "sample_corrected",
+    "corrected_model",
+    "MaskedExpert",
+    "sample_corrected_masked",
     "WeightedSamples",
     # genealogy
     "evidence_std_error",

@@ -3,7 +3,7 @@
 from .controls import Control
 from .guides import Gauge
 from .model import CorrectedModel, Weights
-from .sampling import WeightedSamples, sample_corrected
+from .sampling import WeightedSamples, corrected_model, sample_corrected
 from .stability import noise_bound
 from .targets import (
     Annealed,
@@ -30,6 +30,7 @@ __all__ = [
     "Target",
     "WeightedSamples",
     "Weights",
+    "corrected_model",
     "noise_bound",
     "sample_corrected",
 ]

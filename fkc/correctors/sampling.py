@@ -32,7 +32,7 @@ from .model import CorrectedModel, Weights
 from .stability import noise_bound
 from .targets import Target
 
-__all__ = ["WeightedSamples", "sample_corrected"]
+__all__ = ["WeightedSamples", "corrected_model", "sample_corrected"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +104,55 @@ class WeightedSamples:
 _AFTERWARDS = 2**30  # an index that no population has
 
 
+def corrected_model(
+    target: Target[Expert],
+    *,
+    steps: int = 200,
+    noise: float | None = None,
+    gauge: Gauge = "reference",
+    control: Control = "none",
+    weights: Weights = "auto",
+    churn: float = 0.0,
+    levels: Sequence[float] | None = None,
+    shape: Sequence[int] | None = None,
+    force: bool = False,
+    dtype: torch.dtype = torch.float64,
+    chunk_size: int | None = None,
+) -> CorrectedModel:
+    """The Feynman-Kac model that :func:`sample_corrected` runs, all settings checked; arguments as there.
+
+    Raises:
+        UnstableNoise: see ``force``.
+        PathCollapsed: the target cannot be normalised at some level.
+        ValueError: settings that contradict each other.
+    """
+    first: Expert = target.experts[0]
+    event = tuple(shape) if shape is not None else first.shape
+    if event is None:
+        raise ValueError("shape: is not known from the experts; give it")
+    sigmas = tuple(levels) if levels is not None else first.diffusion.levels(steps)
+    variances = _with_churn([s * s for s in sigmas], churn)
+    kappa = _default_noise(target) if noise is None else noise
+    if not (math.isfinite(kappa) and kappa >= 0.0):
+        raise ValueError(f"noise: got {kappa}, expected a finite number >= 0")
+    target.check_path(variances, event)
+    model = CorrectedModel(
+        target,
+        variances,
+        event,
+        noise=kappa,
+        gauge=gauge,
+        control=control,
+        weights=weights,
+        dtype=dtype,
+        chunk_size=chunk_size,
+    )
+    bound = noise_bound(model)
+    if kappa <= bound and bound > 0.0 and weights != "none" and not force:
+        raise UnstableNoise(kappa, bound, 'use more noise or gauge="reference"')
+    return model
+
+
 def sample_corrected(
     target: Target[Expert],
     *,
@@ -167,30 +216,20 @@ def sample_corrected(
         PathCollapsed: the target cannot be normalised at some level.
         ValueError: settings that contradict each other.
     """
-    first: Expert = target.experts[0]
-    event = tuple(shape) if shape is not None else first.shape
-    if event is None:
-        raise ValueError("shape: is not known from the experts; give it")
-    sigmas = tuple(levels) if levels is not None else first.diffusion.levels(steps)
-    variances = _with_churn([s * s for s in sigmas], churn)
-    kappa = _default_noise(target) if noise is None else noise
-    if not (math.isfinite(kappa) and kappa >= 0.0):
-        raise ValueError(f"noise: got {kappa}, expected a finite number >= 0")
-    target.check_path(variances, event)
-    model = CorrectedModel(
+    model = corrected_model(
         target,
-        variances,
-        event,
-        noise=kappa,
+        steps=steps,
+        noise=noise,
         gauge=gauge,
         control=control,
         weights=weights,
+        churn=churn,
+        levels=levels,
+        shape=shape,
+        force=force,
         dtype=dtype,
         chunk_size=chunk_size,
     )
-    bound = noise_bound(model)
-    if kappa <= bound and bound > 0.0 and weights != "none" and not force:
-        raise UnstableNoise(kappa, bound, 'use more noise or gauge="reference"')
     chosen = secrets.randbits(62) if seed is None else seed
     result = smc(
         model,
@@ -204,7 +243,7 @@ def sample_corrected(
         resume=resume,
         on_collapse=on_collapse,
     )
-    return WeightedSamples(result, chosen, tuple(variances))
+    return WeightedSamples(result, chosen, tuple(level.h for level in model.levels))
 
 
 def _default_noise(target: Target[Expert]) -> float:

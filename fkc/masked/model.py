@@ -30,16 +30,16 @@ order, so that no order needs correcting, and a tilted order adds a weight of it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
 from ..cloud import Cloud
+from ..correctors.targets import Target
 from ..model import FeynmanKacModel
 from ..population import Population
 from ..streams import uniform
-from ..targets import Target
 from .experts import MaskedExpert, log_product
 from .reveal import Reveal
 
@@ -65,7 +65,7 @@ class MaskedModel(FeynmanKacModel):
 
     def __init__(
         self,
-        target: Target,
+        target: Target[MaskedExpert],
         start: Tensor,
         reveal: Reveal,
         *,
@@ -188,22 +188,21 @@ class MaskedModel(FeynmanKacModel):
         return Cloud(x, {"log_q": log_q, "log_target": log_target, "log_proposal": log_proposal}, shared)
 
 
-def masked_experts(target: Target) -> tuple[MaskedExpert, ...]:
+def masked_experts(target: Target[MaskedExpert]) -> tuple[MaskedExpert, ...]:
     """The target's experts.
 
     Raises:
         TypeError: one that is no :class:`MaskedExpert`.
         ValueError: different masks.
     """
-    experts = cast(tuple[object, ...], target.experts)
-    for i, expert in enumerate(experts):
+    given: tuple[object, ...] = target.experts
+    for i, expert in enumerate(given):
         if not isinstance(expert, MaskedExpert):
             raise TypeError(f"experts[{i}]: got {type(expert).__name__}, expected MaskedExpert")
-    found = cast(tuple[MaskedExpert, ...], experts)
-    masks = [expert.mask_id for expert in found]
+    masks = [expert.mask_id for expert in target.experts]
     if len(set(masks)) > 1:
         raise ValueError(f"experts: got mask ids {masks}, expected one")
-    return found
+    return target.experts
 
 
 def _drawn(log_law: Tensor, u: Tensor) -> Tensor:

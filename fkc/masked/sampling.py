@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..corrected import WeightedSamples
+from ..correctors.sampling import WeightedSamples
+from ..correctors.targets import Target
 from ..smc import Checkpoint, smc
-from ..targets import Target
 from .experts import MaskedExpert
 from .model import MaskedModel, Weights, masked_experts
 from .reveal import Reveal, Scheme
@@ -19,7 +19,7 @@ __all__ = ["sample_corrected_masked"]
 
 
 def sample_corrected_masked(
-    target: Target,
+    target: Target[MaskedExpert],
     *,
     particles: int,
     populations: int = 1,

@@ -1,6 +1,7 @@
 """Targets with exact answers, z-tests and conformance checks: public, for the authors of models, kernels and
 proposals."""
 
+from .chains import IsingChain, MaskedPathLaw, chain_product
 from .conformance import (
     ConformanceError,
     check_batch_equals_singles,
@@ -21,6 +22,9 @@ __all__ = [
     "BarrierWell",
     "ManyWell",
     "MuellerBrown",
+    "IsingChain",
+    "MaskedPathLaw",
+    "chain_product",
     "ZTest",
     "calibration",
     "ConformanceError",

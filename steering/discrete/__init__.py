@@ -3,6 +3,7 @@ classes."""
 
 from .blocks import steer_blocks
 from .denoiser import MaskedDenoiser, MaskedDenoiserOutput
+from .experts import masked_expert
 from .pipeline import MaskedDiffusionPipeline, MaskedDiffusionPipelineOutput
 from .scheduler import MaskedDiffusionScheduler, MaskedDiffusionSchedulerOutput
 from .tokens import clean_tokens, draw_tokens, token_log_probs
@@ -16,6 +17,7 @@ __all__ = [
     "MaskedDiffusionSchedulerOutput",
     "clean_tokens",
     "draw_tokens",
+    "masked_expert",
     "token_log_probs",
     "steer_blocks",
 ]

@@ -103,13 +103,18 @@ def test_a_single_two_state_site_has_no_variance(weights):
     assert not ZTest.from_samples(samples.mean(lambda x: x[..., 0]), 0.2).passed
 
 
-@pytest.mark.parametrize("weights", ["kernel", "adapted"])
-@pytest.mark.parametrize("reveal", ["even", "independent", (2, 0, 1)])
-@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+@pytest.mark.parametrize(
+    ("weights", "reveal", "steps"),
+    [
+        (weights, reveal, steps)
+        for weights in ("kernel", "adapted")
+        for reveal in ("even", "independent", (2, 0, 1))
+        for steps in (1, 2, 3, 7)
+        if not (weights == "adapted" and reveal == "even" and steps < 3)  # several positions at a time: refused
+    ],
+)
 def test_independent_positions_are_exact_at_any_number_of_steps(weights, reveal, steps):
     """Of different laws, so that the constant per position matters. Kernel weights have no variance."""
-    if weights == "adapted" and reveal == "even" and steps < 3:
-        pytest.skip("several positions at a time")
     table = torch.tensor([[0.0, 1.0], [2.0, 0.0], [0.0, -3.0]]).double()
     log_z = float((2.0 * table.log_softmax(1)).logsumexp(1).sum())
     samples = sampled(
