@@ -3,9 +3,11 @@
 from ..fkc.run_state import Checkpoint
 from .attach import attach
 from .best_of_n import best_of_n
+from .composition import Annealed, Composition, Product
 from .context import FinalContext, StepContext
 from .controls import Control, Memory, Target, Weighed, When, every, near
 from .errors import BatchLayoutError, DeterministicStep, SteeringError, SteeringWarning, UnsupportedScheduler
+from .experts import expert_of
 from .fk import FKSteering
 from .gradient import Gradient
 from .guidance import Guidance
@@ -14,6 +16,7 @@ from .run import Calls, Run, StepRecord
 from .scales import Scheduled, TargetESS, TargetKL
 from .schedulers import Level, SchedulerRule, register_scheduler, registered_schedulers
 from .soft_value import SoftValueGuidance
+from .spaces import MeanFree, effective_std
 from .steer import steer
 from .values import Draws
 
@@ -27,6 +30,12 @@ __all__ = [
     "Draws",
     "Gradient",
     "Guidance",
+    "Annealed",
+    "Product",
+    "Composition",
+    "expert_of",
+    "MeanFree",
+    "effective_std",
     "Scheduled",
     "TargetESS",
     "TargetKL",

@@ -53,6 +53,7 @@ class StepContext:
             recorded.
         pictures: x0-hat -> images as a differentiable tensor; None where there is no such decoder.
         deviation: standard deviation of the coming Gaussian move; 0 where the scheduler moves by itself.
+        start_deviation: standard deviation of the noise that the pipeline starts from.
     """
 
     index: int
@@ -76,6 +77,7 @@ class StepContext:
     branches: Callable[[], Branches] | None = None
     pictures: Callable[[Tensor], Tensor] | None = None
     deviation: float = 0.0
+    start_deviation: float = 1.0
 
     @cached_property
     def clean(self) -> Tensor:

@@ -232,11 +232,14 @@ class Controller:
         if trajectory.move is None:
             if trajectory.particles.gradient is not None:
                 raise SteeringError('gradient: a shifted proposal needs transition="stochastic"')
+            if trajectory.particles.planned is not None:
+                raise SteeringError('composition: its moves need transition="stochastic"')
             return native_move(step, trajectory.streams, trajectory.layout)
         generators = row_generators(trajectory.streams, trajectory.layout)
-        output, log_ratio = trajectory.move(step, trajectory.around, generators, trajectory.particles.gradient)
+        particles = trajectory.particles
+        output, log_ratio = trajectory.move(step, trajectory.around, generators, particles.gradient, particles.planned)
         if log_ratio is not None:
-            trajectory.particles.add_ratio(log_ratio)
+            particles.add_ratio(log_ratio)
         return output
 
     # --- the end -----------------------------------------------------------------------------------------------------

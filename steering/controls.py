@@ -8,13 +8,26 @@ from torch import Tensor
 
 from .context import FinalContext, StepContext
 
-__all__ = ["Control", "Memory", "Target", "Weighed", "When", "due", "every", "near", "never_due"]
+__all__ = ["Control", "Memory", "Planned", "Target", "Weighed", "When", "due", "every", "near", "never_due"]
 
 Memory = dict[str, Tensor]
 """What a control remembers of each row: (rows, ...) tensors, permuted with the particles, never re-evaluated."""
 
 When = Callable[[StepContext], bool] | Collection[int] | None
 """At which moves: a predicate, the indices of moves, or None for every move."""
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A Gaussian move that a control makes in place of the stochastic step: N(``mean``, ``deviation``^2).
+
+    Attributes:
+        mean: (rows, ...) like the sample.
+        deviation: of every element; 0 for a deterministic move.
+    """
+
+    mean: Tensor
+    deviation: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +40,16 @@ class Weighed:
         reward: (rows,) float64 as measured, for the record; None if there is none.
         gradient: (rows, ...) like the sample: the move's mean is shifted by its variance times this, and the weights
             are corrected for it exactly; None for the plain move.
+        denoiser_rows: rows that other denoisers than the pipeline's own evaluated.
+        planned: the coming move, of which one control may dispose; None: that of the pipeline's prediction.
     """
 
     log_potential: Tensor
     memory: Memory
     reward: Tensor | None = None
     gradient: Tensor | None = None
+    planned: Planned | None = None
+    denoiser_rows: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..fkc import Streams
+from .controls import Planned
 from .errors import SteeringError
 from .kernel import gaussian_step, log_ratio, step_deviation
 from .layout import Layout
@@ -107,6 +108,7 @@ class GaussianMove:
         levels: tuple[Level, Level],
         generators: list[torch.Generator],
         gradient: Tensor | None,
+        planned: Planned | None = None,
     ) -> tuple[Any, Tensor | None]:
         """Move from the first of ``levels`` to the second.
 
@@ -115,31 +117,43 @@ class GaussianMove:
             levels: before and after.
             generators: one a row, where the pipeline passes none.
             gradient: (rows of one tile, ...): the mean is shifted by the variance times this.
+            planned: mean (rows of one tile, ...) and deviation in place of the stochastic step's.
 
         Returns:
             What the base's step would return, with other previous samples; and log p/q of the rows, if shifted.
         """
-        level, following = levels
         sample, output = step.arguments["sample"], step.arguments["model_output"]
         aside = dict(step.arguments)
         if step.takes_generator:  # the base only advances its counters; its noise is unused
             aside["generator"] = torch.Generator().manual_seed(0)
         result = step.with_arguments(aside).made()
+        if planned is None:
+            moved, std = self._kernel(step.scheduler, sample, output, levels)
+        else:
+            tiles = len(sample) // len(planned.mean)
+            moved, std = torch.cat([planned.mean] * tiles) if tiles > 1 else planned.mean, planned.deviation
+        ratio = None
+        if std > 0.0:
+            z = _noise(moved, step.arguments.get("generator") or generators)
+            moved = moved + std * z
+            if gradient is not None:
+                shift = std**2 * gradient.to(moved)
+                rows = len(gradient)
+                moved = torch.cat([moved[:rows] + shift, moved[rows:]]) if len(moved) > rows else moved + shift
+                ratio = log_ratio(shift, z[:rows], std).cpu()
+        return _with_previous(result, moved), ratio
+
+    def _kernel(
+        self, scheduler: Any, sample: Tensor, output: Tensor, levels: tuple[Level, Level]
+    ) -> tuple[Tensor, float]:
+        """Mean and standard deviation of the stochastic step."""
+        level, following = levels
         exploding = self.rule.family in ("ve", "edm")
         if output.ndim == sample.ndim and output.shape[1] == 2 * sample.shape[1]:
             output = output.split(sample.shape[1], dim=1)[0]  # the learned-variance half is no prediction
-        clean = clean_prediction(sample, output, level, self.rule.prediction(step.scheduler), exploding=exploding)
+        clean = clean_prediction(sample, output, level, self.rule.prediction(scheduler), exploding=exploding)
         gaussian = gaussian_step(clean, noise_prediction(sample, clean, level), level, following, self.eta)
-        moved, ratio = gaussian.mean, None
-        if gaussian.std > 0.0:
-            z = _noise(moved, step.arguments.get("generator") or generators)
-            moved = moved + gaussian.std * z
-            if gradient is not None:
-                shift = gaussian.std**2 * gradient.to(moved)
-                rows = len(gradient)
-                moved = torch.cat([moved[:rows] + shift, moved[rows:]]) if len(moved) > rows else moved + shift
-                ratio = log_ratio(shift, z[:rows], gaussian.std).cpu()
-        return _with_previous(result, moved), ratio
+        return gaussian.mean, gaussian.std
 
 
 def _noise(like: Tensor, generator: Any) -> Tensor:

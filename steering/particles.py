@@ -14,7 +14,8 @@ from torch import Tensor
 from ..fkc import Population, Streams
 from ..fkc.streams import uniform
 from .context import Decode, FinalContext, StepContext
-from .controls import Control, Memory, Target, never_due
+from .controls import Control, Memory, Planned, Target, never_due
+from .errors import SteeringError
 from .layout import Layout
 from .run import Run, StepRecord
 
@@ -59,6 +60,7 @@ class Particles:
         self._first_child = torch.zeros((layout.populations, layout.particles), dtype=torch.int64)
         self.log_ratio: Tensor | None = None
         self.gradient: Tensor | None = None
+        self.planned: Planned | None = None
         run.begin(self.population)
 
     def count_at(self, fraction: float) -> int:
@@ -91,13 +93,14 @@ class Particles:
         """
         potential: Tensor | None = None
         rewards: dict[str, Tensor] = {}
-        self.gradient = None
+        self.gradient = self.planned = None
         for i, control in enumerate(self.controls):
             weighed = control.weigh(context, self.memory[i])
             if weighed is None:
                 continue
             self._refuse_shape(i, weighed.log_potential)
             self.judged[i] = True
+            self.run.calls.denoiser += weighed.denoiser_rows
             self.memory[i] = weighed.memory
             self.applied[i] = self.applied[i] + weighed.log_potential
             potential = weighed.log_potential if potential is None else potential + weighed.log_potential
@@ -105,6 +108,10 @@ class Particles:
                 rewards[self.names[i]] = weighed.reward
             if weighed.gradient is not None:
                 self.gradient = weighed.gradient if self.gradient is None else self.gradient + weighed.gradient
+            if weighed.planned is not None:
+                if self.planned is not None:
+                    raise SteeringError("controls: two of them make the move (Annealed, Product, ...); use one")
+                self.planned = weighed.planned
         self._count_rewards()
         if potential is None:
             self.skip(context.index)
@@ -136,8 +143,11 @@ class Particles:
         self.memory = [{name: value.index_select(0, rows) for name, value in memory.items()} for memory in self.memory]
         self.applied = [value.index_select(0, rows) for value in self.applied]
         batch = rows if self.layout.candidates == 1 else self.layout.rows_of(ancestors, child, self.layout.candidates)
+        everybody = before.rows_of(ancestors, child, self.layout.candidates)
         if self.gradient is not None:
-            self.gradient = self.gradient[before.rows_of(ancestors, child, self.layout.candidates)]
+            self.gradient = self.gradient[everybody]
+        if self.planned is not None:
+            self.planned = replace(self.planned, mean=self.planned.mean[everybody])
         return batch
 
     def _choose(self, potential: Tensor) -> tuple[Tensor, Tensor]:

@@ -117,9 +117,10 @@ class Transition:
 
     # --- weights -----------------------------------------------------------------------------------------------------
 
-    def kernel_weight(self, before: Ends, after: Ends) -> Tensor:
-        """Log-weight increment (P, K) float64 of the move actually made."""
-        change = after.log_target() - before.log_target()
+    def kernel_weight(self, before: Ends, after: Ends, log_before: Tensor | None = None) -> Tensor:
+        """Log-weight increment (P, K) float64 of the move actually made; ``log_before`` (P, K) if the particles come
+        from another law than the target at ``before``."""
+        change = after.log_target() - (before.log_target() if log_before is None else log_before)
         return change + self.backward(after).log_density(before.y) - self.forward(before).log_density(after.y)
 
     def rate_weight(self, before: Ends, after: Ends) -> Tensor:

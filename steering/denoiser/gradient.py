@@ -13,7 +13,7 @@ from ..predictions import upcast
 from .branches import cut_blocks, fit_branches, tolerance
 from .rows import Call
 
-__all__ = ["Recorded", "differentiable_output", "first_tensor"]
+__all__ = ["Recorded", "differentiable_output", "first_tensor", "hidden_with"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,24 @@ def _hidden_of(x: Tensor, hidden: Tensor) -> Tensor:
         )
     new = (upcast(part).detach() + scale * (tiled - tiled.detach())).to(hidden.dtype)
     return new if axis is None else torch.cat([new, hidden.narrow(axis, x.shape[axis], _rest(x, hidden, axis))], axis)
+
+
+def hidden_with(state: Tensor, hidden: Tensor) -> Tensor:
+    """``hidden`` (n, ...) with ``state`` (rows, ...) in the place of the state in every block of rows; channels that
+    only condition stay.
+
+    Raises:
+        SteeringError: hidden states are not made of such a state.
+    """
+    axis = _longer_axis(state, hidden)
+    if len(hidden) % len(state):
+        raise SteeringError(f"the denoiser ran {len(hidden)} rows for {len(state)} rows of the sample")
+    tiled = torch.cat([state] * (len(hidden) // len(state))).to(hidden.dtype)
+    return (
+        tiled
+        if axis is None
+        else torch.cat([tiled, hidden.narrow(axis, state.shape[axis], _rest(state, hidden, axis))], axis)
+    )
 
 
 def _rest(x: Tensor, hidden: Tensor, axis: int) -> int:

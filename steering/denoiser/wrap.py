@@ -148,6 +148,11 @@ class DenoiserTap:
                 f"{guard.particles} rows"
             )
 
+    @property
+    def records(self) -> tuple[Recorded, ...]:
+        """The calls of this step, if they are recorded."""
+        return tuple(self._calls)
+
     # --- what the calls tell ---------------------------------------------------------------------------------------
 
     def branches(self, model_output: Tensor) -> Branches:

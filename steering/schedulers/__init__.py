@@ -12,10 +12,12 @@ from .levels import (
     rule_for,
     step_position,
 )
-from .paths import diffusion_of
+from .paths import NoiseTable, diffusion_of, noise_table
 
 __all__ = [
+    "NoiseTable",
     "diffusion_of",
+    "noise_table",
     "Level",
     "SchedulerRule",
     "StepPosition",
