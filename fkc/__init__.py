@@ -14,13 +14,16 @@ from .cloud import Cloud, permute
 from .correctors import (
     Annealed,
     AnnealedProduct,
+    ExchangedSamples,
     GeometricAverage,
     Product,
+    RefinedModel,
     RewardTilt,
     Target,
     WeightedSamples,
     corrected_model,
     sample_corrected,
+    sample_exchanged,
 )
 from .density import Autograd, GeometricPath, LogDensity, Point, WithScore
 from .diffusion import Diffusion
@@ -84,6 +87,9 @@ __all__ = [
     "RewardTilt",
     "sample_corrected",
     "corrected_model",
+    "sample_exchanged",
+    "ExchangedSamples",
+    "RefinedModel",
     "MaskedExpert",
     "sample_corrected_masked",
     "WeightedSamples",

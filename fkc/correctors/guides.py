@@ -92,6 +92,8 @@ class Transport:
 def transport(before: Guide, after: Guide, noise: float) -> Transport:
     """The linear part for a plain noise variance ``noise`` = kappa times the fall of h."""
     first, last = before.precision, after.precision
+    if first.ndim == last.ndim == 0 and last > 0.0:
+        return _transport_of_numbers(float(first), float(last), noise)
     if not bool((last > 0.0).any()):
         one, plain = torch.ones_like(first), torch.full_like(first, noise)
         return Transport(one, plain, one, plain, torch.zeros_like(first))
@@ -103,6 +105,17 @@ def transport(before: Guide, after: Guide, noise: float) -> Transport:
     slope = ratio.sqrt() * torch.exp(-0.5 * exponent)
     variance = -torch.expm1(-exponent) / last
     return Transport(slope, variance, slope / ratio, variance / ratio, ratio.sqrt() - 1.0)
+
+
+def _transport_of_numbers(first: float, last: float, noise: float) -> Transport:
+    """The same for all populations alike, without a tensor an operation."""
+    ratio = first / last
+    relative = 1.0 / ratio - 1.0
+    exponent = noise * last * (1.0 if abs(relative) < 1e-9 else math.log1p(relative) / relative)
+    slope = math.sqrt(ratio) * math.exp(-0.5 * exponent)
+    variance = -math.expm1(-exponent) / last
+    numbers = (slope, variance, slope / ratio, variance / ratio, math.sqrt(ratio) - 1.0)
+    return Transport(*(torch.tensor(number, dtype=torch.float64) for number in numbers))
 
 
 def moments_of(y: Tensor, weights: Tensor, level: Level) -> tuple[Tensor, Tensor]:

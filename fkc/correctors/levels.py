@@ -43,13 +43,14 @@ def level_of(target: Target[Expert], h: float, u: float, shape: tuple[int, ...])
         PathCollapsed: the target cannot be normalised there.
     """
     experts = target.experts
+    data = sum(expert.std**2 for expert in experts) / len(experts)
     return Level(
         h,
         u,
         tuple(expert.variance(h) for expert in experts),
         tuple(expert.place(h)[1] for expert in experts),
         target.powers(u),
-        target.reward_scale(u),
+        target.reward_scale(u, data / (data + h)),
         target.reference(h, u, shape),
     )
 
@@ -87,9 +88,10 @@ class Ends:
 
     def combined(self, factors: tuple[float, ...]) -> Tensor:
         """sum_i factor_i s_i (P, K, *event)."""
-        if len(factors) == 1:
-            return self.scores[:, :, 0] * factors[0]
-        return torch.einsum("e,pke...->pk...", torch.tensor(factors, dtype=self.scores.dtype), self.scores)
+        total = self.scores[:, :, 0] * factors[0]
+        for i, factor in enumerate(factors[1:], 1):
+            total = total + self.scores[:, :, i] * factor
+        return total
 
     def log_target(self) -> Tensor:
         """sum_i a_i log q_i + beta r (P, K) float64.

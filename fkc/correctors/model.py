@@ -106,6 +106,11 @@ class CorrectedModel(FeynmanKacModel):
                 "weights: got 'kernel', expected 'rate' with gauge='fitted' or control='least_squares': a backward "
                 "kernel that looks at the population would make the kernel weights biased"
             )
+        if self.weights == "kernel" and self.tracked and self.kappa != 1.0:
+            raise ValueError(
+                f"noise: got {self.kappa}, expected 1 for kernel weights from scores alone: their error at other noise "
+                "falls too slowly with the steps; give the experts a log_density, or use weights='rate'"
+            )
         if self.control == "reward" and self.target.tilt is None:
             raise ValueError("control: got 'reward' for a target without one; use target.tilted(reward, scale)")
         rises = any(b > a for a, b in itertools.pairwise(levels))
@@ -127,6 +132,8 @@ class CorrectedModel(FeynmanKacModel):
         y = (reference.mean + reference.variance.sqrt() * z).to(self.dtype)
         ends = self.evaluated(generators, y, level, None)
         log_weight = torch.full(y.shape[:2], reference.log_normalizer(), dtype=torch.float64)
+        if ends.reward is not None:
+            log_weight = log_weight + level.reward_scale * ends.reward
         if self.known and self.weights == "kernel":
             log_weight = ends.log_target() - Normal(reference.mean, reference.variance).log_density(y)
         shared = _shared(len(generators), self.shape) if self.adaptive else {}

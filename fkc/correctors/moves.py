@@ -37,8 +37,12 @@ class Normal:
     def log_density(self, x: Tensor) -> Tensor:
         """(P, K) float64."""
         difference = (x.double() - self.mean.double()).flatten(2)
+        squares = difference.square().sum(dim=2)
+        if self.variance.ndim == 0:
+            variance = float(self.variance)
+            return -0.5 * (squares / variance + difference.shape[2] * math.log(2 * math.pi * variance))
         logs = difference.shape[2] * torch.log(2 * math.pi * self.variance)
-        return -0.5 * (difference.square().sum(dim=2) / self.variance + logs)
+        return -0.5 * (squares / self.variance + logs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,11 +121,14 @@ class Transition:
 
     # --- weights -----------------------------------------------------------------------------------------------------
 
-    def kernel_weight(self, before: Ends, after: Ends, log_before: Tensor | None = None) -> Tensor:
+    def kernel_weight(
+        self, before: Ends, after: Ends, log_before: Tensor | None = None, made: Normal | None = None
+    ) -> Tensor:
         """Log-weight increment (P, K) float64 of the move actually made; ``log_before`` (P, K) if the particles come
-        from another law than the target at ``before``."""
+        from another law than the target at ``before``, ``made`` if the kernel of the move is kept."""
         change = after.log_target() - (before.log_target() if log_before is None else log_before)
-        return change + self.backward(after).log_density(before.y) - self.forward(before).log_density(after.y)
+        kernel = self.forward(before) if made is None else made
+        return change + self.backward(after).log_density(before.y) - kernel.log_density(after.y)
 
     def rate_weight(self, before: Ends, after: Ends) -> Tensor:
         """Log-weight increment (P, K) float64: the rate at the beginning for Euler moves, whose new points are too wide

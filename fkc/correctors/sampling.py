@@ -132,7 +132,7 @@ def corrected_model(
         raise ValueError("shape: is not known from the experts; give it")
     sigmas = tuple(levels) if levels is not None else first.diffusion.levels(steps)
     variances = _with_churn([s * s for s in sigmas], churn)
-    kappa = _default_noise(target) if noise is None else noise
+    kappa = _default_noise(target, weights) if noise is None else noise
     if not (math.isfinite(kappa) and kappa >= 0.0):
         raise ValueError(f"noise: got {kappa}, expected a finite number >= 0")
     target.check_path(variances, event)
@@ -246,9 +246,9 @@ def sample_corrected(
     return WeightedSamples(result, chosen, tuple(level.h for level in model.levels))
 
 
-def _default_noise(target: Target[Expert]) -> float:
+def _default_noise(target: Target[Expert], weights: Weights = "auto") -> float:
     known = all(expert.log_density is not None for expert in target.experts)
-    if target.moving and not known:
+    if not known and (target.moving or weights == "kernel"):
         return 1.0
     return 2.0 if max(sum(target.powers(u)) for u in (0.0, 0.5, 1.0)) > 1.0 else 1.0
 

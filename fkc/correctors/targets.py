@@ -52,7 +52,8 @@ class RewardTilt:
 
     Attributes:
         reward: y (B, *event) -> (B,), differentiable by autograd.
-        scale: beta; a function of u should begin at 0, so that the noise is not tilted.
+        scale: beta at the data; a number rises to it as the signal does, by s^2/(s^2 + h) for data of variance s^2, so
+            that the tilt moves samples by no more at any level than at the last; a function of u says itself how.
         laplacian: how it is found where a control needs it, as ``Expert.divergence``.
     """
 
@@ -139,11 +140,18 @@ class Target(Generic[E]):
         """The exponents at progress ``u``."""
         return tuple(float(a(u)) if callable(a) else float(a) for a in self.exponents)
 
-    def reward_scale(self, u: float) -> float:
-        """beta at progress ``u``; 0 without a reward."""
+    def reward_scale(self, u: float, signal: float | None = None) -> float:
+        """beta at progress ``u``; 0 without a reward.
+
+        Args:
+            u: progress.
+            signal: share of the data in the variance, by which a number rises; the progress if None.
+        """
         if self.tilt is None:
             return 0.0
-        return float(self.tilt.scale(u)) if callable(self.tilt.scale) else float(self.tilt.scale)
+        if callable(self.tilt.scale):
+            return float(self.tilt.scale(u))
+        return float(self.tilt.scale) * (u if signal is None or u == 1.0 else signal)
 
     def tilted(self, reward: Callable[[Tensor], Tensor], scale: Exponent = 1.0) -> Target[E]:
         """The same experts with a reward."""

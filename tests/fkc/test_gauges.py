@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from feynkac.fkc import Annealed, Diffusion, Expert, Target, sample_corrected
+from feynkac.fkc import Annealed, Diffusion, Expert, Target, corrected_model, sample_corrected
 from feynkac.fkc.correctors import controls
 from feynkac.fkc.correctors.moves import Transition
 from feynkac.fkc.divergence import field_and_divergence
@@ -203,7 +203,25 @@ def test_a_laplacian_that_is_forgotten_is_noticed(monkeypatch):
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_a_number_as_scale_of_a_reward_rises_with_the_signal(path):
+    """... and a function that does not begin at 0 tilts the first draw, whose weight says so."""
+    expert = gaussian_expert(PATHS[path], known_density=False)
+    target = Target((expert,), (1.0,)).tilted(lambda x: 2.0 * x[:, 0], 1.0)
+    model = corrected_model(target, steps=10)
+    assert model.levels[0].reward_scale < 1e-3 < model.levels[7].reward_scale < model.levels[10].reward_scale == 1.0
+    samples = run(target, particles=2000, populations=8, steps=300)
+    assert moments(samples)[0].mean().item() == pytest.approx(2.0, abs=0.07)
+    assert samples.log_evidence.mean().item() == pytest.approx(2.0, abs=0.07)
+    tilted = Target((expert,), (1.0,)).tilted(lambda x: 1e-3 * x[:, 0], lambda u: 1.0)
+    model = corrected_model(tilted, steps=10)
+    cloud, log_weight = model.initial([torch.Generator().manual_seed(0)], 5)
+    assert torch.allclose(log_weight - log_weight.mean(), 1e-3 * (cloud.x - cloud.x.mean())[..., 0])
+
+
 def test_contradictions_are_refused():
+    with pytest.raises(ValueError, match=r"noise: got 2\.0, expected 1 for kernel weights from scores alone"):
+        run(Annealed(gaussian_expert(VE, known_density=False), 2.0), weights="kernel", noise=2.0)
     expert = gaussian_expert(VE)
     with pytest.raises(ValueError, match="weights: got 'kernel', expected 'rate'"):
         run(Annealed(expert, 2.0), gauge="fitted", weights="kernel")
