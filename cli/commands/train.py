@@ -1,4 +1,4 @@
-"""`feynkac train`: a flow fitted to frames of dynamics, or a value network fitted to rollouts of a pipeline."""
+"""`feynkac train`: a flow or a diffusion pipeline fitted to frames of dynamics, or a value network to rollouts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,22 @@ from ..training_job import TrainingJob, training_inputs
 from ..validation import load_config
 from ..yaml_lines import load_yaml
 
-__all__ = ["VALUE_JOB", "resume_value", "train", "train_flow", "train_value"]
+__all__ = [
+    "DIFFUSION_JOB",
+    "VALUE_JOB",
+    "resume_diffusion",
+    "resume_value",
+    "train",
+    "train_diffusion",
+    "train_flow",
+    "train_value",
+]
 
 VALUE_JOB = "train_value"
 """``job:`` of a config of value networks."""
+
+DIFFUSION_JOB = "train_diffusion"
+"""``job:`` of a config of a molecule's diffusion pipeline."""
 
 
 def train(console: Console, config_file: Path, output: Path | None, overrides: Sequence[str]) -> None:
@@ -30,7 +42,8 @@ def train(console: Console, config_file: Path, output: Path | None, overrides: S
         FileExistsError: if the output exists.
     """
     job = load_yaml(config_path(config_file)).data.get("job")
-    (train_value if job == VALUE_JOB else train_flow)(console, config_file, output, overrides)
+    kinds = {VALUE_JOB: train_value, DIFFUSION_JOB: train_diffusion}
+    kinds.get(str(job), train_flow)(console, config_file, output, overrides)
 
 
 def train_flow(console: Console, config_file: Path, output: Path | None, overrides: Sequence[str]) -> None:
@@ -83,3 +96,39 @@ def resume_value(console: Console, folder: RunFolder) -> None:
     config = load_config(folder.config, ValueConfig)
     folder.check_inputs(value_inputs(config))
     ValueJob.build(config).execute(folder, console)
+
+
+def train_diffusion(console: Console, config_file: Path, output: Path | None, overrides: Sequence[str]) -> None:
+    """Check the config and the output, build everything, then make the folder and train a diffusion pipeline.
+
+    Raises:
+        UserError: for any problem of the config; before any folder is made.
+        FileExistsError: if the output exists.
+    """
+    from ..diffusion_train_config import DiffusionTrainConfig
+    from ..diffusion_train_job import DiffusionTrainJob, diffusion_inputs
+
+    config = load_config(config_path(config_file), DiffusionTrainConfig, overrides)
+    path = default_run_folder(config.name) if output is None else output
+    RunFolder.refuse_existing(path)
+    system = build_system(config.system)
+    config = config.model_copy(update={"energy": settle_energy(config.energy, system)})
+    job = DiffusionTrainJob.build(config, system)
+    folder = RunFolder.create(path, config, diffusion_inputs(config))
+    console.print(Text(f"{config.name}: training into {path}"), soft_wrap=True)
+    job.execute(folder, console)
+
+
+def resume_diffusion(console: Console, folder: RunFolder) -> None:
+    """Go on with the training of a diffusion pipeline that was stopped.
+
+    Raises:
+        UserError: its molecule has changed.
+        CheckpointError: a file is damaged.
+    """
+    from ..diffusion_train_config import DiffusionTrainConfig
+    from ..diffusion_train_job import DiffusionTrainJob, diffusion_inputs
+
+    config = load_config(folder.config, DiffusionTrainConfig)
+    folder.check_inputs(diffusion_inputs(config))
+    DiffusionTrainJob.build(config).execute(folder, console)

@@ -25,7 +25,7 @@ ONLY_IN = {
     "rdkit": {"molecular", "steering"},  # rewards of molecules
     "ase": {"molecular"},
     "pymbar": {"molecular"},
-    "diffusers": {"steering"},
+    "diffusers": {"steering", "molecular"},  # pipelines of images, and of molecules
     "transformers": {"steering"},
     "zuko": {"flows"},
     "typer": {"cli"},
