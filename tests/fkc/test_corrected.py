@@ -92,8 +92,10 @@ def test_many_dimensions(dimension):
     assert samples.log_evidence.mean().item() == pytest.approx(truth.log_evidence, abs=0.02 * dimension)
 
 
-@pytest.mark.parametrize("path", ["ve", "vp"])
-@pytest.mark.parametrize(("beta", "kappa"), [(2.0, 0.5), (2.0, 1.0), (2.0, 3.0), (3.0, 1 / 3), (3.0, 1.0)])
+@pytest.mark.parametrize(
+    ("path", "beta", "kappa"),
+    [("ve", 2.0, 0.5), ("ve", 2.0, 1.0), ("vp", 2.0, 3.0), ("ve", 3.0, 1 / 3), ("vp", 3.0, 1.0)],
+)
 def test_without_weights_the_law_is_another_and_known(path, beta, kappa):
     """Limit kappa/(beta(1 + kappa) - 1) of the variance: that is why the weights are needed."""
     expert = gaussian_expert(PATHS[path], reference=GUESS)

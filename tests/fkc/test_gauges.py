@@ -1,6 +1,7 @@
 """Gauges and control fields: drift that is added and counted changes the variance of the weights, never the law."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from feynkac.fkc import Annealed, Diffusion, Expert, Target, corrected_model, sample_corrected
 from feynkac.fkc.correctors import controls
+from feynkac.fkc.correctors.model import ends_of
 from feynkac.fkc.correctors.moves import Transition
 from feynkac.fkc.divergence import field_and_divergence
 from feynkac.fkc.testing import ZTest
@@ -106,15 +108,14 @@ def test_a_control_that_is_not_counted_is_noticed(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("control", ["score", "least_squares"])
+@pytest.mark.parametrize(("path", "control"), [("ve", "score"), ("vp", "least_squares"), ("flow", "score")])
 def test_controls_leave_constant_weights_for_a_gaussian(path, control):
     """Whatever is claimed of it: ESS above 0.999, the variance within 3 per cent."""
     expert = gaussian_expert(PATHS[path], variance=2.0, reference=(0.0, 1.0), known_density=False)
     samples = run(Annealed(expert, 2.0), gauge="plain", control=control, steps=1000, particles=10_000, populations=2)
     assert samples.ess.min().item() > 0.999 * 10_000
     assert moments(samples)[1].mean().item() == pytest.approx(1.0, rel=0.03)
-    assert run(Annealed(expert, 2.0), gauge="plain", steps=1000).ess.mean().item() < 900  # without: not
+    assert run(Annealed(expert, 2.0), gauge="plain", steps=200).ess.mean().item() < 900  # without: not
 
 
 def test_moments_are_found_where_the_claimed_ones_are_wrong():
@@ -149,6 +150,20 @@ def test_velocities_on_a_straight_path_sum_the_networks_outputs():
     velocity = -(x + t * score) / (1 - t)
     assert torch.allclose(moved, x - dt * 1.7 * velocity, atol=20 * dt**2)
     assert not torch.allclose(moved, x - dt * velocity, atol=20 * dt**2)
+
+
+def test_a_reference_without_spread_makes_the_ancestral_step():
+    """Data of no variance and kappa = 1: N(x0-hat + (h'/h)(y - x0-hat), h'(1 - h'/h)), the step of DDPM and of the
+    ancestral Euler sampler, so its kernel weights are those of such a step."""
+    expert = replace(gaussian_expert(VE, mean=0.7, variance=2.0), mean=0.0, std=1e-6)
+    model = corrected_model(Annealed(expert, 1.0), levels=[3.0, 2.0, 1.0], noise=1.0)
+    cloud, _ = model.initial([torch.Generator().manual_seed(0)], 5)
+    before = ends_of(cloud, model.levels[0])
+    kernel = model._transition(1).forward(before)
+    h, following = 9.0, 4.0
+    clean = expert.denoised(cloud.x[0], h)
+    assert torch.allclose(kernel.mean[0], clean + following / h * (cloud.x[0] - clean), atol=1e-9)
+    assert float(kernel.variance) == pytest.approx(following * (1 - following / h), rel=1e-9)
 
 
 # --- moving exponents and rewards ------------------------------------------------------------------------------------
