@@ -6,6 +6,8 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
+# Tests run in so many processes of one thread each.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 # glibc hands every large block back to the system after use, and torch asks for it again at the next operation; where page faults
 # are dear (virtual machines) that costs more than the arithmetic. Keep the blocks.
@@ -39,10 +41,10 @@ demo: env
 	$(BIN)/feynkac run data:configs/alanine_dipeptide.yaml
 
 test: env lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-fast: env
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 lint: env
 	$(BIN)/ruff check .
@@ -58,6 +60,9 @@ bench: env
 	$(BIN)/python tests/benchmarks/bench_resampling.py
 	$(BIN)/python tests/benchmarks/bench_steering.py
 	$(BIN)/python tests/benchmarks/bench_corrected.py
+	$(BIN)/python tests/benchmarks/bench_correctors_overhead.py
+	$(BIN)/python tests/benchmarks/bench_guidance.py
+	$(BIN)/python tests/benchmarks/bench_clusters.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
