@@ -55,6 +55,11 @@ def check_controls(controls: Sequence[Control], settings: Settings, pipe: Any) -
     if settings.exact and (greedy or settings.final == "best"):
         raise SteeringError("exact=True refuses temperature 0 and final='best': their outputs are not weighted draws")
     candidates = max([control.candidates for control in controls] + [1])
+    if any(getattr(control, "plans_moves", False) for control in controls) and blends_background(pipe):
+        raise SteeringError(
+            f"{type(pipe).__name__} blends a background into every row after each step, so that samples are not where "
+            "the composition's moves brought them, and its weights would be wrong"
+        )
     if candidates > 1 and blends_background(pipe):
         raise SteeringError(
             f"{type(pipe).__name__} blends a background into every row after each step, so that rows cannot be left "

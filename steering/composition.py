@@ -52,6 +52,10 @@ _NOISY = 5.0
 """Noise-to-signal ratio, in units of the data's deviation, above which the samples' law is the noise's."""
 
 
+_ROUNDED = {torch.float16: 1e-2, torch.bfloat16: 1e-1}
+"""Relative error of a guidance scale that is read off predictions of low precision; 1e-3 for others."""
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where a step begins.
@@ -105,6 +109,7 @@ class Composition:
     control: Literal["none", "score"] = "none"
     name: str = "composition"
     records_branches = True
+    plans_moves = True
     candidates = 1
     on = "latents"
 
@@ -138,21 +143,18 @@ class Composition:
         here = _Place.at(
             context.level, context.index, context.n_moves, context.start_deviation if context.index == 0 else 0.0
         )
-        ends = self._asked(context, own, here)
+        ends = self._asked(context, own, here, guidance)
         branches = len(own)
         if memory:
             gain, ends = self._gain(memory, ends, here, branches)
         else:
-            self._refuse_middle(here)
-            ends = replace(ends, level=self._level(here, here, guidance, branches, _shape(ends)))
-            gain, ends = (
-                torch.zeros(len(context.sample)).double(),
-                replace(ends, log_q=gaussian_log_q(ends.y, ends.level)),
-            )
+            self._refuse_middle(context, here)
+            gain = torch.zeros(len(context.sample), dtype=torch.float64)
+            ends = replace(ends, log_q=gaussian_log_q(ends.y, ends.level))
         there = _Place.at(context.following, context.index + 1, context.n_moves)
         kernel = self._last(ends, context) if last else self._coming(ends, here, there, guidance, branches)
         planned = Planned(
-            self.space.outer(there.alpha * kernel.mean.flatten(0, 1)).to(context.clean.dtype),
+            self.space.outer(there.alpha * kernel.mean.flatten(0, 1)).to(context.clean),
             there.alpha * float(kernel.variance) ** 0.5,
         )
         rows = len(context.sample) * len(self.experts)
@@ -162,7 +164,7 @@ class Composition:
         """Nothing is left to correct, unless the law wanted is another than what was weighed on the way."""
         if self.log_density is None:
             return Target(final.applied, torch.zeros_like(final.applied))
-        x = self.space.inner(final.sample.double())[None]
+        x = self.space.inner(final.sample.double()).cpu()[None]
         y, h = memory["y"][None], memory["place"][0, 1]
         denoised = Normal(memory["mean"][None], memory["variance"][0]).log_density(x)
         noised = Normal(x, h).log_density(y)
@@ -179,25 +181,30 @@ class Composition:
             raise SteeringError(f"{self.name}: the denoiser's calls are not recorded")
         branches = context.branches()
         guided = len(branches.predictions) > 1
+        if isinstance(branches.coefficients, Tensor):
+            raise SteeringError(f"{self.name}: the guidance scale changes over the frames; keep it constant")
         scale = branches.guidance if guided else 1.0
-        if memory and abs(float(memory["guidance"][0]) - scale) > 1e-3 * abs(scale):
-            raise SteeringError(
-                f"{self.name}: the guidance scale changes from {float(memory['guidance'][0]):g} to {scale:g} at step "
-                f"{context.index}; keep it constant over the run"
-            )
+        if memory:
+            first = float(memory["guidance"][0])
+            if abs(first - scale) > _ROUNDED.get(context.output.dtype, 1e-3) * abs(scale):
+                raise SteeringError(
+                    f"{self.name}: the guidance scale changes from {first:g} to {scale:g} at step {context.index}; "
+                    "keep it constant over the run"
+                )
+            scale = first  # it is read off rounded numbers
         outputs = (branches.unconditional, branches.conditional) if guided else (context.output,)
         return tuple(context.clean_from(context.sample, output) for output in outputs), scale
 
-    def _asked(self, context: StepContext, own: Sequence[Tensor], here: _Place) -> Ends:
-        """The particles in the frame y with all scores; their level is that of the move that is looked at."""
+    def _asked(self, context: StepContext, own: Sequence[Tensor], here: _Place, guidance: float) -> Ends:
+        """The particles in the frame y with all scores, at the level where a move begins."""
         x = context.sample.double() / here.alpha
         clean = [part.double() for part in own]
         clean += [_answer(expert, x, here.h).double() for expert in self.experts]
-        y = self.space.inner(x)
-        scores = torch.stack([(self.space.inner(part) - y) / here.h for part in clean], dim=1)
+        y = self.space.inner(x).cpu()  # weights and memories are the CPU's
+        scores = torch.stack([(self.space.inner(part).cpu() - y) / here.h for part in clean], dim=1)
         populations = context.layout[0]
         grouped = y.reshape(populations, -1, *y.shape[1:])
-        level = self._level(here, here, 1.0, len(own), tuple(y.shape[1:]))
+        level = self._level(here, self._std(here.h**0.5), guidance, len(own), tuple(y.shape[1:]))
         return Ends(level, grouped, scores.reshape(*grouped.shape[:2], *scores.shape[1:]))
 
     # --- levels ------------------------------------------------------------------------------------------------------
@@ -215,12 +222,10 @@ class Composition:
         return Composed((*[own] * branches, *self.experts), (*shares, *rest))
 
     @functools.lru_cache(maxsize=8)  # noqa: B019
-    def _level(
-        self, place: _Place, begun: _Place, guidance: float, branches: int, shape: tuple[int, ...]
-    ) -> NoiseLevel:
-        """The level at ``place`` with the moments claimed at ``begun``, where the move begins. At the pipeline's first
-        step it is the noise's: the law of exponents that add up to one."""
-        target = self._target(guidance, branches, self._std(begun.h**0.5))
+    def _level(self, place: _Place, std: float, guidance: float, branches: int, shape: tuple[int, ...]) -> NoiseLevel:
+        """The level at ``place`` with the deviation ``std`` claimed where the move begins. At the pipeline's first step
+        it is the noise's: the law of exponents that add up to one."""
+        target = self._target(guidance, branches, std)
         powers = target.powers(place.progress)
         variances = tuple(expert.variance(place.h) for expert in target.experts)
         reference = target.reference(place.h, place.progress, shape)
@@ -231,13 +236,14 @@ class Composition:
         alphas = (place.alpha,) * len(powers)
         return NoiseLevel(place.h, place.progress, variances, alphas, powers, 0.0, reference)
 
+    @functools.lru_cache(maxsize=4)  # noqa: B019
     def _transition(self, first: NoiseLevel, last: NoiseLevel) -> Transition:
         before, after = guides_between("reference", self._target(1.0, 1, self._std(1.0)), first, last)
         fixed = fixed_coefficients("score", first) if self.control == "score" else None
         return Transition(first, last, before, after, 1.0, fixed)
 
-    def _refuse_middle(self, here: _Place) -> None:
-        if here.h**0.5 < _NOISY * self._std(here.h**0.5):
+    def _refuse_middle(self, context: StepContext, here: _Place) -> None:
+        if context.skipped or here.h**0.5 < _NOISY * self._std(here.h**0.5):
             raise SteeringError(
                 f"{self.name}: the trajectory begins at noise-to-signal ratio {here.h**0.5:.3g}, where it is not known "
                 f"what the samples' law is; start from noise (a ratio of {_NOISY:g} standard deviations of the data)"
@@ -248,8 +254,8 @@ class Composition:
     def _gain(self, memory: Memory, ends: Ends, here: _Place, branches: int) -> tuple[Tensor, Ends]:
         """Log-weight (rows,) of the move that led here, and the particles with their densities."""
         there, guidance = _Place(*memory["place"][0].tolist()), float(memory["guidance"][0])
-        shape = _shape(ends)
-        first, last = (self._level(place, there, guidance, branches, shape) for place in (there, here))
+        shape, std = _shape(ends), self._std(there.h**0.5)
+        first, last = (self._level(place, std, guidance, branches, shape) for place in (there, here))
         grouped = {name: memory[name].reshape(*ends.y.shape[:2], *memory[name].shape[1:]) for name in _KEPT}
         before, after = Ends(first, **grouped), replace(ends, level=last)
         after = replace(after, log_q=grouped["log_q"] + tracked_change(before, after, 1.0))
@@ -257,15 +263,14 @@ class Composition:
         if there.start > 0.0:
             noise = Normal(torch.zeros(()), torch.tensor(there.start, dtype=torch.float64))
             log_before = noise.log_density(before.y)
-        transition = self._transition(first, last)
-        return transition.kernel_weight(before, after, log_before).reshape(-1), after
+        made = Normal(memory["mean"].reshape(ends.y.shape), memory["variance"][0])
+        return self._transition(first, last).kernel_weight(before, after, log_before, made).reshape(-1), after
 
     def _coming(self, ends: Ends, here: _Place, there: _Place, guidance: float, branches: int) -> Normal:
         """The kernel of the move that comes."""
-        shape = _shape(ends)
-        first, last = (self._level(place, here, guidance, branches, shape) for place in (here, there))
-        transition = self._transition(first, last)
-        return transition.forward(replace(ends, level=first))
+        shape, std = _shape(ends), self._std(here.h**0.5)
+        first, last = (self._level(place, std, guidance, branches, shape) for place in (here, there))
+        return self._transition(first, last).forward(replace(ends, level=first))
 
     def _last(self, ends: Ends, context: StepContext) -> Normal:
         """The kernel of the last move: without noise, unless its density is asked for."""
@@ -349,10 +354,12 @@ def _times(exponent: Exponent, factor: float) -> Exponent:
 
 
 def _answer(expert: Expert, y: Tensor, h: float) -> Tensor:
-    """E[x0 | y]; beyond the ends of the expert's path at its ends, with y in proportion to the noise."""
-    low, high = (float(expert.diffusion.noise(t)) ** 2 for t in (expert.diffusion.t_min, expert.diffusion.t_max))
-    v = expert.variance(h)
-    if low <= v <= high or expert.clock is not None:
+    """E[x0 | y]; above the noisiest level of the expert's path that of the same x, below the last the same score."""
+    if expert.clock is not None:
         return expert.denoised(y, h)
-    end = min(max(v, low), high)
-    return expert.denoised(y * (end / v) ** 0.5, end)
+    low, high = (float(expert.diffusion.noise(t)) ** 2 for t in (expert.diffusion.t_min, expert.diffusion.t_max))
+    if h > high:
+        return expert.denoised(y * (high / h) ** 0.5, high)
+    if h < low:
+        return y + h / low * (expert.denoised(y, low) - y)
+    return expert.denoised(y, h)

@@ -54,6 +54,7 @@ class StepContext:
         pictures: x0-hat -> images as a differentiable tensor; None where there is no such decoder.
         deviation: standard deviation of the coming Gaussian move; 0 where the scheduler moves by itself.
         start_deviation: standard deviation of the noise that the pipeline starts from.
+        skipped: moves of the scheduler that were left out before the first, as image-to-image pipelines do.
     """
 
     index: int
@@ -78,6 +79,7 @@ class StepContext:
     pictures: Callable[[Tensor], Tensor] | None = None
     deviation: float = 0.0
     start_deviation: float = 1.0
+    skipped: int = 0
 
     @cached_property
     def clean(self) -> Tensor:

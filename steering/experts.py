@@ -48,7 +48,8 @@ def expert_of(
         call: arguments of the pipeline for one prompt.
 
     Returns:
-        An expert that predicts the clean latents. It works inside a block that is attached to the same pipeline, too.
+        An expert that predicts the clean latents, differentiable in them. It works inside a block that is attached to
+        the same pipeline, too.
 
     Raises:
         SteeringError: the scheduler or the denoiser is not known, guidance is not linear, several prompts, or a model
@@ -138,12 +139,15 @@ class _Model:
         level, timestep, scale = self.table.at(float(t[0]))
         rows = len(self.captured.sample) // self.captured.fit.tiles
         parts = []
-        for part in torch.split(x, rows):
-            padded = (
-                part if len(part) == rows else torch.cat([part, part[-1:].expand(rows - len(part), *part.shape[1:])])
-            )
-            parts.append(self._piece(padded, level, timestep, scale)[: len(part)])
-        return torch.cat(parts)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):  # parameters may ask for gradients
+            for part in torch.split(x.to(self.captured.sample.device), rows):
+                padded = (
+                    part
+                    if len(part) == rows
+                    else torch.cat([part, part[-1:].expand(rows - len(part), *part.shape[1:])])
+                )
+                parts.append(self._piece(padded, level, timestep, scale)[: len(part)])
+            return torch.cat(parts).to(x.device)
 
     def _piece(self, x: Tensor, level: Level, timestep: float, scale: float) -> Tensor:
         captured = self.captured
@@ -161,8 +165,12 @@ class _Model:
 
 
 def _at(name: str, value: Tensor, factor: float) -> Tensor:
-    """The time that the denoiser was told, in its own unit, at another timestep."""
+    """The time that the denoiser was told, in its own unit, at another timestep; between two whole numbers it is told
+    a fraction, as schedulers with sigmas of their own do."""
     if name not in _TIMES:
         return value
     changed = value.double() * factor
-    return (changed if value.is_floating_point() else changed.round()).to(value.dtype)
+    if value.is_floating_point():
+        return changed.to(value.dtype)
+    whole = changed.round()
+    return whole.to(value.dtype) if bool(((changed - whole).abs() < 1e-6).all()) else changed.float()

@@ -150,7 +150,7 @@ class GaussianMove:
         level, following = levels
         exploding = self.rule.family in ("ve", "edm")
         if output.ndim == sample.ndim and output.shape[1] == 2 * sample.shape[1]:
-            output = output.split(sample.shape[1], dim=1)[0]  # the learned-variance half is no prediction
+            output = torch.split(output, sample.shape[1], dim=1)[0]  # the learned-variance half is no prediction
         clean = clean_prediction(sample, output, level, self.rule.prediction(scheduler), exploding=exploding)
         gaussian = gaussian_step(clean, noise_prediction(sample, clean, level), level, following, self.eta)
         return gaussian.mean, gaussian.std

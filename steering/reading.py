@@ -105,6 +105,7 @@ class Reader:
             pictures=self._differentiable_pictures() if self.pictures else None,
             deviation=0.0 if trajectory.move is None else trajectory.move.deviation(level, following),
             start_deviation=float(getattr(scheduler, "init_noise_sigma", 1.0)),
+            skipped=trajectory.first,
         )
 
     def _differentiable_pictures(self) -> Callable[[Tensor], Tensor] | None:

@@ -87,12 +87,13 @@ def effective_std(
 ) -> Callable[[float], float]:
     """The deviation of Gaussian data that a model would know as well as it knows these, at each noise level.
 
-    Noise of variance h is added to clean samples and the model's squared error e a coordinate is measured; Gaussian
-    data of variance s^2 has e = h s^2/(s^2 + h). Where some directions of the data are far stiffer than others (bonds
-    and torsions), one Gaussian does not fit all levels, and moves of this spread have the least variance of weights.
+    Noise of variance h is added to clean samples, with both signs, and the model's squared error e a coordinate is
+    measured; Gaussian data of variance s^2 has e = h s^2/(s^2 + h). Where some directions of the data are far stiffer
+    than others (bonds and torsions), one Gaussian does not fit all levels, and moves of this spread have the least
+    variance of weights.
 
     Args:
-        denoised: (y (B, *event), ratio) -> E[x0 | y], y = x0 + ratio noise.
+        denoised: (y (B, *event), ratio) -> E[x0 | y], y = x0 + ratio noise; asked twice a ratio.
         samples: (B, *event) clean, of the model or of its data.
         ratios: noise-to-signal ratios, at least two, rising.
         space: coordinates that are counted.
@@ -111,11 +112,9 @@ def effective_std(
     logs = []
     for ratio in ratios:
         noise = torch.randn(samples.shape, generator=generator, dtype=samples.dtype)
-        with torch.no_grad():
-            error = denoised(samples + ratio * noise, ratio) - samples
-        e = float(where.inner(error.double()).square().mean())
+        e, gap = _errors(denoised, samples, ratio, noise, where)
         h = ratio * ratio
-        logs.append(0.5 * math.log(e * h / max(h - e, 1e-3 * h)))
+        logs.append(0.5 * math.log(e * h / max(gap, 1e-6 * h)))
     places = [math.log(ratio) for ratio in ratios]
 
     def std(ratio: float) -> float:
@@ -125,3 +124,18 @@ def effective_std(
         return math.exp(logs[i] + share * (logs[i + 1] - logs[i]))
 
     return std
+
+
+def _errors(
+    denoised: Callable[[Tensor, float], Tensor], samples: Tensor, ratio: float, noise: Tensor, space: Space
+) -> tuple[float, float]:
+    """The squared error e a coordinate, and h - e, which is far smaller at little noise: for E[noise^2] its exact value
+    is taken, and the product of noise and data cancels between the signs."""
+    e = gap = 0.0
+    for step in (ratio * noise, -ratio * noise):
+        with torch.no_grad():
+            change = denoised(samples + step, ratio) - (samples + step)
+        change, moved = space.inner(change.double()), space.inner(step.double())
+        e += 0.5 * float((change + moved).square().mean())
+        gap -= 0.5 * float((change * (change + 2.0 * moved)).mean())
+    return e, gap

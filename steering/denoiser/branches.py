@@ -165,6 +165,8 @@ def fit_branches(outputs: Sequence[Tensor], model_output: Tensor) -> Fit:
         if tiles == 2 and (rows % 2 or not torch.equal(like, model_output[rows // 2 :])):
             continue
         blocks = cut_blocks(outputs, rows // tiles, like)
+        if blocks is not None and len(blocks) == 1 and torch.equal(blocks[0], like):
+            return Fit(blocks, torch.ones(1, dtype=torch.float64), 0.0, tiles, None)
         for axis in (None, 1, 2) if blocks is not None and like.ndim == 5 and tiles == 1 else (None,):
             if blocks is not None:
                 tried.append(_least_squares(blocks, like, tiles, axis))

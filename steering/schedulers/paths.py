@@ -13,6 +13,10 @@ from .levels import Level, rule_for
 __all__ = ["NoiseTable", "diffusion_of", "noise_table"]
 
 
+_WHOLE = {"steps_offset": 0, "use_dynamic_shifting": False}
+"""Settings at which ``set_timesteps`` covers the training steps and asks for nothing else; the levels are the same."""
+
+
 @dataclass(frozen=True)
 class NoiseTable:
     """What a scheduler says at every noise level, from data (t = 0) to noise (t = 1).
@@ -66,6 +70,7 @@ def noise_table(scheduler: Any, *, points: int = 1000) -> NoiseTable:
     """
     rule = rule_for(scheduler)
     own = copy.deepcopy(scheduler)
+    own.register_to_config(**{name: value for name, value in _WHOLE.items() if name in own.config})
     own.set_timesteps(min(points, int(own.config.get("num_train_timesteps", points))))
     levels, timesteps = rule.levels(own)[:-1], [float(t) for t in own.timesteps]
     if rule.stages > 1 or len(levels) != len(timesteps):
