@@ -7,6 +7,8 @@ variance-exploding, EDM and flow-matching models alike.
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,12 +30,14 @@ class Diffusion:
         sigma: t -> sigma, rising from (almost) 0.
         t_max: largest time that is used; below 1 where alpha(1) = 0.
         t_min: smallest time that is used.
+        inverse: sigma/alpha -> t in closed form; found by search if None.
     """
 
     alpha: Curve
     sigma: Curve
     t_max: float = 1.0
     t_min: float = 0.0
+    inverse: Callable[[float], float] | None = None
 
     @classmethod
     def ve(cls, sigma_min: float = 0.01, sigma_max: float = 80.0) -> Diffusion:
@@ -44,14 +48,22 @@ class Diffusion:
         """
         _refuse_range("sigma", sigma_min, sigma_max)
         ratio = math.log(sigma_max / sigma_min)
-        return cls(torch.ones_like, lambda t: sigma_min * torch.exp(ratio * t))
+        return cls(
+            torch.ones_like,
+            lambda t: sigma_min * torch.exp(ratio * t),
+            inverse=lambda noise: math.log(noise / sigma_min) / ratio,
+        )
 
     @classmethod
     def edm(cls, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Diffusion:
         """Variance exploding with sigma^(1/rho) linear in t (Karras et al. 2022, eq. 5)."""
         _refuse_range("sigma", sigma_min, sigma_max)
         low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-        return cls(torch.ones_like, lambda t: (low + (high - low) * t) ** rho)
+        return cls(
+            torch.ones_like,
+            lambda t: (low + (high - low) * t) ** rho,
+            inverse=lambda noise: (noise ** (1 / rho) - low) / (high - low),
+        )
 
     @classmethod
     def vp(cls, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-4) -> Diffusion:
@@ -61,12 +73,24 @@ class Diffusion:
         def integral(t: Tensor) -> Tensor:
             return beta_min * t + 0.5 * (beta_max - beta_min) * t.square()
 
-        return cls(lambda t: torch.exp(-0.5 * integral(t)), lambda t: (-torch.expm1(-integral(t))).sqrt(), t_min=t_min)
+        def inverse(noise: float) -> float:
+            """The positive root of integral(t) = log(1 + noise^2), in the form that loses no digits."""
+            wanted, slope = math.log1p(noise * noise), beta_max - beta_min
+            return 2.0 * wanted / (beta_min + math.sqrt(beta_min**2 + 2.0 * slope * wanted))
+
+        return cls(
+            lambda t: torch.exp(-0.5 * integral(t)),
+            lambda t: (-torch.expm1(-integral(t))).sqrt(),
+            t_min=t_min,
+            inverse=inverse,
+        )
 
     @classmethod
     def flow(cls, t_min: float = 1e-3, t_max: float = 0.999) -> Diffusion:
         """Flow matching on straight lines (Lipman et al. 2023): alpha = 1 - t, sigma = t."""
-        return cls(lambda t: 1.0 - t, lambda t: t, t_max=t_max, t_min=t_min)
+        return cls(
+            lambda t: 1.0 - t, lambda t: t, t_max=t_max, t_min=t_min, inverse=lambda noise: noise / (1.0 + noise)
+        )
 
     @classmethod
     def table(cls, alphas: Sequence[float], sigmas: Sequence[float]) -> Diffusion:
@@ -90,7 +114,15 @@ class Diffusion:
             return curve
 
         log_alpha, log_ratio = between(a.log()), between(ratio)
-        return cls(lambda t: log_alpha(t).exp(), lambda t: (log_alpha(t) + log_ratio(t)).exp())
+        entries = ratio.tolist()
+
+        def inverse(noise: float) -> float:
+            value = math.log(noise)
+            above = min(max(bisect.bisect_left(entries, value), 1), len(entries) - 1)
+            share = (value - entries[above - 1]) / (entries[above] - entries[above - 1])
+            return (above - 1 + share) / (len(entries) - 1)
+
+        return cls(lambda t: log_alpha(t).exp(), lambda t: (log_alpha(t) + log_ratio(t)).exp(), inverse=inverse)
 
     def noise(self, t: float | Tensor) -> Tensor:
         """Noise-to-signal ratio sigma/alpha = sqrt(h), float64."""
@@ -98,21 +130,28 @@ class Diffusion:
         return self.sigma(time) / self.alpha(time)
 
     def time(self, noise: float) -> float:
-        """The t at which sigma/alpha has this value, to 64 bits of the range: 8 sections into 256 parts.
+        """The t at which sigma/alpha has this value: in closed form, or by 8 sections into 256 parts.
 
         Raises:
             ValueError: outside what the path reaches between ``t_min`` and ``t_max``.
         """
         low, high = self.t_min, self.t_max
-        bounds = float(self.noise(low)), float(self.noise(high))
+        bounds = self._bounds
         if not bounds[0] * (1 - 1e-9) <= noise <= bounds[1] * (1 + 1e-9):
             raise ValueError(f"noise: got {noise:g}, expected sigma/alpha between {bounds[0]:g} and {bounds[1]:g}")
+        if self.inverse is not None:
+            return min(max(self.inverse(noise), low), high)
         shares = torch.linspace(0.0, 1.0, 257, dtype=torch.float64)
         for _ in range(8):
             places = low + (high - low) * shares
             above = min(max(int((self.noise(places) < noise).sum()), 1), 256)
             low, high = places[above - 1 : above + 1].tolist()
         return 0.5 * (low + high)
+
+    @functools.cached_property
+    def _bounds(self) -> tuple[float, float]:
+        """sigma/alpha at both ends."""
+        return float(self.noise(self.t_min)), float(self.noise(self.t_max))
 
     def rates(self, t: float) -> tuple[float, float]:
         """(f, g^2) of the noising equation dx = f x dt + g dW: d log alpha/dt, and d sigma^2/dt - 2 f sigma^2."""

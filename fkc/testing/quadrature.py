@@ -149,10 +149,12 @@ def _check(laws: Sequence[MixtureLaw], powers: Sequence[float]) -> list[float]:
         raise ValueError(f"powers: got {len(powers)} for {len(laws)} laws, expected one for each of one or more")
     if len({law.dimension for law in laws}) > 1:
         raise ValueError(f"laws: got dimensions {[law.dimension for law in laws]}, expected one")
+    widths = []
     for law in laws:
-        if not isinstance(law.std, float):
+        if isinstance(law.std, tuple):
             raise ValueError("laws: got a mixture of several widths, expected one")
-    return [float(law.std) for law in laws if isinstance(law.std, float)]
+        widths.append(float(law.std))
+    return widths
 
 
 def _expanded(law: MixtureLaw, power: float) -> tuple[MixtureLaw, float] | None:

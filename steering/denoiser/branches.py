@@ -186,18 +186,16 @@ def fit_branches(outputs: Sequence[Tensor], model_output: Tensor) -> Fit:
 
 
 def _least_squares(blocks: Sequence[Tensor], like: Tensor, tiles: int, axis: int | None) -> Fit:
-    columns = torch.stack([_flat(block, axis) for block in blocks])  # (n, groups, values)
-    target = _flat(like, axis)
-    gram = torch.einsum("igv,jgv->gij", columns, columns)
-    moment = torch.einsum("igv,gv->gi", columns, target)
-    scale = gram.diagonal(dim1=1, dim2=2).clamp(min=torch.finfo(torch.float64).tiny).sqrt()
-    inverse = torch.linalg.pinv(gram / (scale[:, :, None] * scale[:, None, :]), hermitian=True, rtol=1e-13)
-    coefficients = torch.einsum("gij,gj->gi", inverse, moment / scale) / scale
+    rows = torch.stack([_flat(block, axis) for block in blocks], dim=1)  # (groups, n, values)
+    target = _flat(like, axis)[:, :, None]
+    gram, moment = rows @ rows.mT, rows @ target
+    scale = gram.diagonal(dim1=1, dim2=2).clamp(min=torch.finfo(torch.float64).tiny).sqrt()[:, :, None]
+    inverse = torch.linalg.pinv(gram / (scale * scale.mT), hermitian=True, rtol=1e-13)
+    found = inverse @ (moment / scale) / scale
     for _ in range(2):  # the normal equations square the condition number; refine on the residual
-        rest = target - torch.einsum("gi,igv->gv", coefficients, columns)
-        moment = torch.einsum("igv,gv->gi", columns, rest)
-        coefficients = coefficients + torch.einsum("gij,gj->gi", inverse, moment / scale) / scale
-    rest = target - torch.einsum("gi,igv->gv", coefficients, columns)
+        rest = target - rows.mT @ found
+        found = found + inverse @ (rows @ rest / scale) / scale
+    rest, coefficients = target - rows.mT @ found, found[:, :, 0]
     size = float(target.norm())
     residual = float(rest.norm()) / size if size > 0.0 else float(rest.norm())
     shaped = coefficients[0] if axis is None else coefficients
