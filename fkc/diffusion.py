@@ -62,7 +62,7 @@ class Diffusion:
         return cls(
             torch.ones_like,
             lambda t: (low + (high - low) * t) ** rho,
-            inverse=lambda noise: (noise ** (1 / rho) - low) / (high - low),
+            inverse=lambda noise: float(noise ** (1 / rho) - low) / (high - low),
         )
 
     @classmethod
@@ -120,7 +120,7 @@ class Diffusion:
             value = math.log(noise)
             above = min(max(bisect.bisect_left(entries, value), 1), len(entries) - 1)
             share = (value - entries[above - 1]) / (entries[above] - entries[above - 1])
-            return (above - 1 + share) / (len(entries) - 1)
+            return float(above - 1 + share) / (len(entries) - 1)
 
         return cls(lambda t: log_alpha(t).exp(), lambda t: (log_alpha(t) + log_ratio(t)).exp(), inverse=inverse)
 
@@ -140,7 +140,7 @@ class Diffusion:
         if not bounds[0] * (1 - 1e-9) <= noise <= bounds[1] * (1 + 1e-9):
             raise ValueError(f"noise: got {noise:g}, expected sigma/alpha between {bounds[0]:g} and {bounds[1]:g}")
         if self.inverse is not None:
-            return min(max(self.inverse(noise), low), high)
+            return min(max(float(self.inverse(noise)), low), high)
         shares = torch.linspace(0.0, 1.0, 257, dtype=torch.float64)
         for _ in range(8):
             places = low + (high - low) * shares

@@ -19,34 +19,25 @@ exact for that law at any number of steps whatever the model's own error is. Tha
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..fkc.correctors import Exponent
-from ..fkc.correctors import Target as Composed
-from ..fkc.correctors.controls import fixed_coefficients
 from ..fkc.correctors.densities import gaussian_log_q, tracked_change
-from ..fkc.correctors.guides import guides_between
 from ..fkc.correctors.levels import Ends
-from ..fkc.correctors.levels import Level as NoiseLevel
-from ..fkc.correctors.moves import Normal, Transition
-from ..fkc.diffusion import Diffusion
+from ..fkc.correctors.moves import Normal
 from ..fkc.experts import Expert
+from .composed_path import ComposedPath, Place, answer
 from .context import FinalContext, StepContext
 from .controls import Memory, Planned, Target, Weighed
 from .errors import SteeringError
-from .schedulers.levels import Level
 from .spaces import Everything, Space
 
 __all__ = ["Annealed", "Composition", "Product"]
-
-_PURE = 1e-4
-"""alpha of a level of pure noise (flow matching begins at one), in units of sigma."""
 
 _NOISY = 5.0
 """Noise-to-signal ratio, in units of the data's deviation, above which the samples' law is the noise's."""
@@ -54,29 +45,6 @@ _NOISY = 5.0
 
 _ROUNDED = {torch.float16: 1e-2, torch.bfloat16: 1e-1}
 """Relative error of a guidance scale that is read off predictions of low precision; 1e-3 for others."""
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a step begins.
-
-    Attributes:
-        alpha: of the scheduler's sample space.
-        h: (sigma/alpha)^2.
-        progress: 0 noise, 1 data.
-        start: variance in the frame y of the noise that the pipeline begins with, at the first step; 0 later.
-    """
-
-    alpha: float
-    h: float
-    progress: float
-    start: float = 0.0
-
-    @classmethod
-    def at(cls, level: Level, index: int, moves: int, start_deviation: float = 0.0) -> _Place:
-        """The place of a scheduler's level; pure noise is taken for almost pure noise."""
-        alpha = max(level.alpha, _PURE * level.sigma)
-        return cls(alpha, (level.sigma / alpha) ** 2, index / moves, (start_deviation / alpha) ** 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +76,7 @@ class Composition:
     space: Space = Everything()  # noqa: RUF009 (it has no state)
     control: Literal["none", "score"] = "none"
     name: str = "composition"
+    _path: ComposedPath = field(init=False, repr=False)
     records_branches = True
     plans_moves = True
     candidates = 1
@@ -123,7 +92,9 @@ class Composition:
             raise ValueError(f"control: got {self.control!r}, expected 'none' or 'score'")
         if not isinstance(self.space, Everything) and self.mean != 0.0:
             raise ValueError(f"mean: got {self.mean}, expected 0 with a space of its own")
-        self._target(1.0, 1, self._std(1.0))  # checks moments and exponents
+        path = ComposedPath(self.exponents, self.experts, self.mean, self.std, self.control)
+        path.target(1.0, 1, path.std_at(1.0))  # checks moments and exponents
+        object.__setattr__(self, "_path", path)
 
     def begin(self, rows: int) -> Memory:
         """Nothing is known before the first call."""
@@ -140,7 +111,7 @@ class Composition:
         if not last and context.deviation == 0.0:
             raise SteeringError(f'{self.name}: its moves need transition="stochastic" with kernel_eta > 0')
         own, guidance = self._own(context, memory)
-        here = _Place.at(
+        here = Place.at(
             context.level, context.index, context.n_moves, context.start_deviation if context.index == 0 else 0.0
         )
         ends = self._asked(context, own, here, guidance)
@@ -151,7 +122,7 @@ class Composition:
             self._refuse_middle(context, here)
             gain = torch.zeros(len(context.sample), dtype=torch.float64)
             ends = replace(ends, log_q=gaussian_log_q(ends.y, ends.level))
-        there = _Place.at(context.following, context.index + 1, context.n_moves)
+        there = Place.at(context.following, context.index + 1, context.n_moves)
         kernel = self._last(ends, context) if last else self._coming(ends, here, there, guidance, branches)
         planned = Planned(
             self.space.outer(there.alpha * kernel.mean.flatten(0, 1)).to(context.clean),
@@ -195,55 +166,20 @@ class Composition:
         outputs = (branches.unconditional, branches.conditional) if guided else (context.output,)
         return tuple(context.clean_from(context.sample, output) for output in outputs), scale
 
-    def _asked(self, context: StepContext, own: Sequence[Tensor], here: _Place, guidance: float) -> Ends:
+    def _asked(self, context: StepContext, own: Sequence[Tensor], here: Place, guidance: float) -> Ends:
         """The particles in the frame y with all scores, at the level where a move begins."""
         x = context.sample.double() / here.alpha
         clean = [part.double() for part in own]
-        clean += [_answer(expert, x, here.h).double() for expert in self.experts]
+        clean += [answer(expert, x, here.h).double() for expert in self.experts]
         y = self.space.inner(x).cpu()  # weights and memories are the CPU's
         scores = torch.stack([(self.space.inner(part).cpu() - y) / here.h for part in clean], dim=1)
         populations = context.layout[0]
         grouped = y.reshape(populations, -1, *y.shape[1:])
-        level = self._level(here, self._std(here.h**0.5), guidance, len(own), tuple(y.shape[1:]))
+        level = self._path.level(here, self._path.std_at(here.h**0.5), guidance, len(own), tuple(y.shape[1:]))
         return Ends(level, grouped, scores.reshape(*grouped.shape[:2], *scores.shape[1:]))
 
-    # --- levels ------------------------------------------------------------------------------------------------------
-
-    def _std(self, ratio: float) -> float:
-        return self.std(ratio) if callable(self.std) else self.std
-
-    @functools.lru_cache(maxsize=8)  # noqa: B019 (a control lives as long as its attachment)
-    def _target(self, guidance: float, branches: int, std: float) -> Composed[Expert]:
-        first, rest = self.exponents[0], self.exponents[1:]
-        own = Expert(_unasked, _ANY, "denoised", mean=self.mean, std=std)
-        shares: tuple[Exponent, ...] = (first,)
-        if branches == 2:
-            shares = (_times(first, 1.0 - guidance), _times(first, guidance))
-        return Composed((*[own] * branches, *self.experts), (*shares, *rest))
-
-    @functools.lru_cache(maxsize=8)  # noqa: B019
-    def _level(self, place: _Place, std: float, guidance: float, branches: int, shape: tuple[int, ...]) -> NoiseLevel:
-        """The level at ``place`` with the deviation ``std`` claimed where the move begins. At the pipeline's first step
-        it is the noise's: the law of exponents that add up to one."""
-        target = self._target(guidance, branches, std)
-        powers = target.powers(place.progress)
-        variances = tuple(expert.variance(place.h) for expert in target.experts)
-        reference = target.reference(place.h, place.progress, shape)
-        if place.start > 0.0:
-            powers = tuple(a / sum(powers) for a in powers)
-            noise = torch.tensor(place.start, dtype=torch.float64)
-            reference = replace(reference, mean=torch.zeros_like(reference.mean), variance=noise)
-        alphas = (place.alpha,) * len(powers)
-        return NoiseLevel(place.h, place.progress, variances, alphas, powers, 0.0, reference)
-
-    @functools.lru_cache(maxsize=4)  # noqa: B019
-    def _transition(self, first: NoiseLevel, last: NoiseLevel) -> Transition:
-        before, after = guides_between("reference", self._target(1.0, 1, self._std(1.0)), first, last)
-        fixed = fixed_coefficients("score", first) if self.control == "score" else None
-        return Transition(first, last, before, after, 1.0, fixed)
-
-    def _refuse_middle(self, context: StepContext, here: _Place) -> None:
-        if context.skipped or here.h**0.5 < _NOISY * self._std(here.h**0.5):
+    def _refuse_middle(self, context: StepContext, here: Place) -> None:
+        if context.skipped or here.h**0.5 < _NOISY * self._path.std_at(here.h**0.5):
             raise SteeringError(
                 f"{self.name}: the trajectory begins at noise-to-signal ratio {here.h**0.5:.3g}, where it is not known "
                 f"what the samples' law is; start from noise (a ratio of {_NOISY:g} standard deviations of the data)"
@@ -251,11 +187,11 @@ class Composition:
 
     # --- weights and moves -------------------------------------------------------------------------------------------
 
-    def _gain(self, memory: Memory, ends: Ends, here: _Place, branches: int) -> tuple[Tensor, Ends]:
+    def _gain(self, memory: Memory, ends: Ends, here: Place, branches: int) -> tuple[Tensor, Ends]:
         """Log-weight (rows,) of the move that led here, and the particles with their densities."""
-        there, guidance = _Place(*memory["place"][0].tolist()), float(memory["guidance"][0])
-        shape, std = _shape(ends), self._std(there.h**0.5)
-        first, last = (self._level(place, std, guidance, branches, shape) for place in (there, here))
+        there, guidance = Place(*memory["place"][0].tolist()), float(memory["guidance"][0])
+        shape, std = _shape(ends), self._path.std_at(there.h**0.5)
+        first, last = (self._path.level(place, std, guidance, branches, shape) for place in (there, here))
         grouped = {name: memory[name].reshape(*ends.y.shape[:2], *memory[name].shape[1:]) for name in _KEPT}
         before, after = Ends(first, **grouped), replace(ends, level=last)
         after = replace(after, log_q=grouped["log_q"] + tracked_change(before, after, 1.0))
@@ -264,13 +200,13 @@ class Composition:
             noise = Normal(torch.zeros(()), torch.tensor(there.start, dtype=torch.float64))
             log_before = noise.log_density(before.y)
         made = Normal(memory["mean"].reshape(ends.y.shape), memory["variance"][0])
-        return self._transition(first, last).kernel_weight(before, after, log_before, made).reshape(-1), after
+        return self._path.transition(first, last).kernel_weight(before, after, log_before, made).reshape(-1), after
 
-    def _coming(self, ends: Ends, here: _Place, there: _Place, guidance: float, branches: int) -> Normal:
+    def _coming(self, ends: Ends, here: Place, there: Place, guidance: float, branches: int) -> Normal:
         """The kernel of the move that comes."""
-        shape, std = _shape(ends), self._std(here.h**0.5)
-        first, last = (self._level(place, std, guidance, branches, shape) for place in (here, there))
-        return self._transition(first, last).forward(replace(ends, level=first))
+        shape, std = _shape(ends), self._path.std_at(here.h**0.5)
+        first, last = (self._path.level(place, std, guidance, branches, shape) for place in (here, there))
+        return self._path.transition(first, last).forward(replace(ends, level=first))
 
     def _last(self, ends: Ends, context: StepContext) -> Normal:
         """The kernel of the last move: without noise, unless its density is asked for."""
@@ -284,7 +220,7 @@ class Composition:
                 f"log_density: the scheduler ends at sigma = {following.sigma:.3g}, expected 0 (set_alpha_to_one=True, "
                 "final_sigmas_type='zero')"
             )
-        data = self._std(h**0.5) ** 2
+        data = self._path.std_at(h**0.5) ** 2
         share = 1.0 - sum(powers) * h / (data + h)
         return Normal(ends.y + h * ends.score(), torch.tensor(h * max(share, 0.1), dtype=torch.float64))
 
@@ -292,7 +228,7 @@ class Composition:
 _KEPT = ("y", "scores", "log_q")
 
 
-def _remembered(ends: Ends, here: _Place, guidance: float, kernel: Normal) -> Memory:
+def _remembered(ends: Ends, here: Place, guidance: float, kernel: Normal) -> Memory:
     rows = ends.y.shape[0] * ends.y.shape[1]
     assert ends.log_q is not None
     place = torch.tensor([here.alpha, here.h, here.progress, here.start], dtype=torch.float64)
@@ -338,28 +274,5 @@ class Product(Composition):
         super().__init__(powers, experts, **{"name": "product", **options})
 
 
-_ANY = Diffusion.edm()
-
-
-def _unasked(x: Tensor, t: Tensor) -> Tensor:
-    raise AssertionError("the pipeline's own predictions are read off its calls")
-
-
 def _shape(ends: Ends) -> tuple[int, ...]:
     return tuple(ends.y.shape[2:])
-
-
-def _times(exponent: Exponent, factor: float) -> Exponent:
-    return (lambda u: exponent(u) * factor) if callable(exponent) else exponent * factor
-
-
-def _answer(expert: Expert, y: Tensor, h: float) -> Tensor:
-    """E[x0 | y]; above the noisiest level of the expert's path that of the same x, below the last the same score."""
-    if expert.clock is not None:
-        return expert.denoised(y, h)
-    low, high = (float(expert.diffusion.noise(t)) ** 2 for t in (expert.diffusion.t_min, expert.diffusion.t_max))
-    if h > high:
-        return expert.denoised(y * (high / h) ** 0.5, high)
-    if h < low:
-        return y + h / low * (expert.denoised(y, low) - y)
-    return expert.denoised(y, h)

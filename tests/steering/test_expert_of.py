@@ -10,6 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from feynkac.fkc import Annealed as AnnealedLaw
 from feynkac.fkc import PathCollapsed, sample_corrected
+from feynkac.fkc.correctors.moves import Normal
 from feynkac.fkc.testing.experts import gaussian_product
 from feynkac.fkc.testing.ztest import ZTest
 from feynkac.steering import (
@@ -23,7 +24,8 @@ from feynkac.steering import (
     effective_std,
     expert_of,
 )
-from feynkac.steering import composition as module
+from feynkac.steering.composed_path import answer
+from feynkac.steering.controls import Target as ControlTarget
 from feynkac.steering.schedulers import rule_for
 from feynkac.steering.testing import GaussianDenoiser
 
@@ -197,8 +199,8 @@ def test_below_its_last_level_an_expert_keeps_its_score():
     mean, std = OTHER
     for h in (1e-6, 1e-5):
         expected = (mean * h + std**2 * y) / (std**2 + h)
-        assert torch.allclose(module._answer(expert, y, h), expected, atol=1e-6)
-    high = module._answer(expert, 1e4 * y, 1e8)
+        assert torch.allclose(answer(expert, y, h), expected, atol=1e-6)
+    high = answer(expert, 1e4 * y, 1e8)
     assert (high - mean).abs().max() < 0.02
 
 
@@ -299,8 +301,8 @@ def test_a_forgotten_noising_kernel_is_noticed(monkeypatch):
     def forgetful(self, final, memory):
         target = honest(self, final, memory)
         x, y, h = final.sample.double()[None], memory["y"][None], memory["place"][0, 1]
-        noised = module.Normal(x, h).log_density(y)[0]
-        return module.Target(target.log_tilt - noised, target.reward)
+        noised = Normal(x, h).log_density(y)[0]
+        return ControlTarget(target.log_tilt - noised, target.reward)
 
     monkeypatch.setattr(Composition, "target", forgetful)
     with pytest.raises(AssertionError):
