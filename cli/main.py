@@ -55,7 +55,7 @@ def _options(
 @app.command()
 @explained
 def run(config: Config, output: Output = None, overrides: Overrides = None) -> None:
-    """Run a job: draw, weight, compute free energies, write a folder with report and data."""
+    """Run a job: free energies, a molecule's model at another temperature, or laws annealed and multiplied."""
     from .commands.run import run as command
 
     command(_console(), config, output, overrides or [])
@@ -75,7 +75,8 @@ training = typer.Typer(
     cls=_ConfigOrKind,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Train what CONFIG describes: a proposal for molecules, or a value network for steering.",
+    help="Train what CONFIG describes by its job: a proposal (train) or a diffusion pipeline (train_diffusion) of a "
+    "molecule, or a value network for steering (train_value).",
     subcommand_metavar="CONFIG | KIND --config CONFIG",
 )
 app.add_typer(training, name="train")

@@ -23,8 +23,15 @@ def report(console: Console, path: Path) -> None:
         FileFormatError: if ``weights.npz`` is damaged.
     """
     folder = RunFolder.open(path)
-    if load_yaml(folder.config).data.get("job") == "steer":
+    kind = load_yaml(folder.config).data.get("job")
+    if kind == "steer":
         _redraw_steering(console, folder)
+        return
+    if kind == "corrected":
+        _redraw_corrected(console, folder)
+        return
+    if kind == "annealed_molecule":
+        _redraw_molecule(console, folder)
         return
     redraw(folder, load_config(folder.config, RunConfig), console)
 
@@ -34,3 +41,17 @@ def _redraw_steering(console: Console, folder: RunFolder) -> None:
     from ..steer_job import redraw_steering
 
     redraw_steering(folder, load_config(folder.config, SteerConfig), console)
+
+
+def _redraw_corrected(console: Console, folder: RunFolder) -> None:
+    from ..corrected_config import CorrectedConfig
+    from ..corrected_job import redraw_corrected
+
+    redraw_corrected(folder, load_config(folder.config, CorrectedConfig), console)
+
+
+def _redraw_molecule(console: Console, folder: RunFolder) -> None:
+    from ..molecule_config import MoleculeConfig
+    from ..molecule_job import redraw_molecule
+
+    redraw_molecule(folder, load_config(folder.config, MoleculeConfig), console)

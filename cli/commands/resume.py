@@ -16,7 +16,7 @@ from ..train_config import TrainConfig
 from ..training_job import TrainingJob, training_inputs
 from ..validation import load_config
 from ..yaml_lines import load_yaml
-from .train import VALUE_JOB, resume_value
+from .train import DIFFUSION_JOB, VALUE_JOB, resume_diffusion, resume_value
 
 __all__ = ["resume"]
 
@@ -36,8 +36,21 @@ def resume(console: Console, path: Path) -> None:
     if kind == "steer":
         _resume_steering(console, folder)
         return
+    if kind == "corrected":
+        from ..corrected_job import resume_corrected
+
+        resume_corrected(console, folder)
+        return
+    if kind == "annealed_molecule":
+        from ..molecule_job import resume_molecule
+
+        resume_molecule(console, folder)
+        return
     if kind == VALUE_JOB:
         resume_value(console, folder)
+        return
+    if kind == DIFFUSION_JOB:
+        resume_diffusion(console, folder)
         return
     if kind == "train":
         training = load_config(folder.config, TrainConfig)

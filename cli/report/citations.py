@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..config import RunConfig
 
-__all__ = ["citations"]
+__all__ = ["citations", "force_field_citations"]
 
 _ALWAYS = (
     "feynkac: the feynkac developers, version {version}.",
@@ -32,5 +34,10 @@ def citations(config: RunConfig, version: str) -> list[str]:
     found = [line.format(version=version) for line in _ALWAYS]
     if config.proposal.checkpoint is not None:
         found.insert(2, _SPLINES)
-    names = " ".join(config.system.force_field).lower()
-    return found + [text for key, text in _FORCE_FIELDS.items() if key in names]
+    return found + force_field_citations(config.system.force_field)
+
+
+def force_field_citations(files: Sequence[str]) -> list[str]:
+    """References for OpenMM's force-field files."""
+    names = " ".join(files).lower()
+    return [text for key, text in _FORCE_FIELDS.items() if key in names]

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -17,11 +16,9 @@ from matplotlib.ticker import LogLocator, MultipleLocator, NullFormatter, Percen
 from ...molecular.free_energy import Axis, FreeEnergyDifference, FreeEnergySurface
 from ...molecular.pipeline import Analysis, DifferenceRequest, RunningEstimate, WeightedDraws
 from .style import ACCENT, INK, MUTED, SECOND, Array, figure, label, style_axes, styled, to_display
+from .surface_parts import CAP_KT, box, closed, closed_points, paint_surface, shade_region, shown_cap
 
 __all__ = ["draw_density", "draw_profiles", "draw_running", "draw_surface", "draw_weights"]
-
-_CAP_KT = 10.0
-"""Surfaces are coloured up to this many kT: above it samples are too few for colours to mean anything."""
 
 
 @styled
@@ -32,57 +29,15 @@ def draw_surface(surface: FreeEnergySurface) -> Figure:
     """
     x, y = surface.axes
     fig, (ax,) = figure(5.4, 4.5)
-    values, ess = (_wrapped(t.numpy(), surface.axes) for t in (surface.free_energy_kT, surface.ess))
-    shown = np.ma.masked_where(~np.isfinite(values) | (ess < 2), values)
-    cap = min(_CAP_KT, max(1.0, math.ceil(float(shown.max())) if shown.count() else 1.0))
-    white = matplotlib.colormaps["viridis"].with_extremes(over="white", bad="white")
-    mesh = ax.pcolormesh(
-        _wrapped_edges(x),
-        _wrapped_edges(y),
-        shown.T,
-        cmap=white,
-        vmin=0,
-        vmax=cap,
-        rasterized=True,
-    )
-    levels = np.arange(1, cap)
-    if levels.size and shown.count():
-        points = [_closed(axis) for axis in surface.axes]
-        lines = np.ma.masked_where(ess < 4, shown)
-        ax.contour(*points, lines.T, levels=levels, colors="white", linewidths=0.6, alpha=0.85)
+    mesh = paint_surface(ax, surface, shown_cap((surface,)))
     style_axes(ax, x, "x")
     style_axes(ax, y, "y")
-    _box(ax)
+    box(ax)
     ax.set_title("Free-energy surface")
     bar = fig.colorbar(mesh, ax=ax, pad=0.02, aspect=26)
     bar.set_label("free energy (kT), a contour each kT")
     bar.ax.yaxis.set_major_locator(MultipleLocator(2))
     return fig
-
-
-def _wrapped(values: Array, axes: tuple[Axis, ...]) -> Array:
-    """Values with the first cells of periodic axes repeated behind the last: cells are centred on grid points."""
-    for dim, axis in enumerate(axes):
-        if axis.periodic:
-            values = np.concatenate([values, values.take([0], axis=dim)], axis=dim)
-    return values
-
-
-def _wrapped_edges(axis: Axis) -> Array:
-    edges = axis.edges().numpy()
-    return to_display(axis, np.append(edges, edges[-1] + axis.width) if axis.periodic else edges)
-
-
-def _box(ax: Axes) -> None:
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(True)
-
-
-def _closed(axis: Axis) -> Array:
-    points = axis.points().numpy()
-    if axis.periodic:
-        points = np.append(points, axis.upper)
-    return to_display(axis, points)
 
 
 @styled
@@ -95,17 +50,17 @@ def draw_profiles(profiles: tuple[FreeEnergySurface, ...], difference: Differenc
     highest = 1.0
     for k, (ax, profile) in enumerate(zip(panels, profiles, strict=True)):
         (axis,) = profile.axes
-        f, error, ess = (_close(t.numpy(), axis) for t in (profile.free_energy_kT, profile.std_error_kT, profile.ess))
+        f, error, ess = (closed(t.numpy(), axis) for t in (profile.free_energy_kT, profile.std_error_kT, profile.ess))
         f = np.where(np.isfinite(f) & (ess >= 2), f, np.nan)
-        points = _closed(axis)
+        points = closed_points(axis)
         if difference is not None and difference.variable == axis.name:
-            _shade(ax, axis, difference)
+            shade_region(ax, axis, difference)
         ax.fill_between(points, f - 2 * error, f + 2 * error, color=ACCENT, alpha=0.18, lw=0, label="± 2 s.e.")
         ax.fill_between(points, f - error, f + error, color=ACCENT, alpha=0.35, lw=0, label="± 1 s.e.")
         ax.plot(points, f, color=INK, lw=1.3, marker=".", ms=2.5)  # dots: values without a neighbour
         highest = max(highest, float(np.nanmax(f + error, initial=1.0)))
         style_axes(ax, axis, "x")
-        ax.set_ylim(-0.4, min(highest + 1, 1.5 * _CAP_KT))
+        ax.set_ylim(-0.4, min(highest + 1, 1.5 * CAP_KT))
         if k == 0:
             ax.set_ylabel("free energy (kT)")
             ax.legend(loc="upper left", ncols=1)
@@ -121,19 +76,6 @@ def draw_profiles(profiles: tuple[FreeEnergySurface, ...], difference: Differenc
 
 def _both_ways(kt: float) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
     return (lambda f: f * kt, lambda f: f / kt)
-
-
-def _close(values: Array, axis: Axis) -> Array:
-    return np.append(values, values[0]) if axis.periodic else values
-
-
-def _shade(ax: Axes, axis: Axis, difference: DifferenceRequest) -> None:
-    region = difference.region
-    spans = [(region.lower, region.upper)]
-    if region.lower > region.upper:
-        spans = [(region.lower, axis.upper), (axis.lower, region.upper)]
-    for low, high in spans:
-        ax.axvspan(*to_display(axis, [low, high]), color=SECOND, alpha=0.10, lw=0)
 
 
 @styled
@@ -230,7 +172,7 @@ def draw_density(draws: WeightedDraws, axes: tuple[Axis, Axis]) -> Figure:
         mesh = ax.pcolormesh(*edges, np.ma.masked_equal(density.T, 0), norm=norm, cmap="viridis", rasterized=True)
         ax.set_title(title)
         style_axes(ax, x, "x")
-        _box(ax)
+        box(ax)
     style_axes(panels[0], y, "y")
     bar = fig.colorbar(mesh, ax=panels, pad=0.01, extend="min")
     bar.set_label("density / highest density")

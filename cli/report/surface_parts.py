@@ -1,0 +1,97 @@
+"""What pictures of free energies share: colours and contours of a surface, closed circles, shaded regions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+
+from ...molecular.free_energy import Axis, FreeEnergySurface
+from ...molecular.pipeline import DifferenceRequest
+from .style import SECOND, Array, to_display
+
+__all__ = ["CAP_KT", "box", "closed", "closed_points", "paint_surface", "shade_region", "shown_cap"]
+
+CAP_KT = 10.0
+"""Surfaces are coloured up to this many kT: above it samples are too few for colours to mean anything."""
+
+
+def shown_cap(surfaces: Sequence[FreeEnergySurface]) -> float:
+    """The end of the colour scale in kT: the highest value that is shown, at most 10 kT."""
+    highest = [float(_visible(surface).max()) for surface in surfaces if _visible(surface).count()]
+    return min(CAP_KT, max(1.0, math.ceil(max(highest, default=1.0))))
+
+
+def paint_surface(ax: Axes, surface: FreeEnergySurface, cap: float) -> QuadMesh:
+    """Colours and contours of a two-dimensional surface up to ``cap`` kT; for the scale of colours."""
+    x, y = surface.axes
+    shown = _visible(surface)
+    white = matplotlib.colormaps["viridis"].with_extremes(over="white", bad="white")
+    mesh = ax.pcolormesh(
+        _wrapped_edges(x),
+        _wrapped_edges(y),
+        shown.T,
+        cmap=white,
+        vmin=0,
+        vmax=cap,
+        rasterized=True,
+    )
+    levels = np.arange(1, cap)
+    if levels.size and shown.count():
+        points = [closed_points(axis) for axis in surface.axes]
+        lines = np.ma.masked_where(_wrapped(surface.ess.numpy(), surface.axes) < 4, shown)
+        ax.contour(*points, lines.T, levels=levels, colors="white", linewidths=0.6, alpha=0.85)
+    return mesh
+
+
+def _visible(surface: FreeEnergySurface) -> np.ma.MaskedArray[Any, np.dtype[np.float64]]:
+    """Free energies in kT, masked where they rest on fewer than two effective samples."""
+    values, ess = (_wrapped(t.numpy(), surface.axes) for t in (surface.free_energy_kT, surface.ess))
+    return np.ma.masked_where(~np.isfinite(values) | (ess < 2), values)
+
+
+def _wrapped(values: Array, axes: tuple[Axis, ...]) -> Array:
+    """Values with the first cells of periodic axes repeated behind the last: cells are centred on grid points."""
+    for dim, axis in enumerate(axes):
+        if axis.periodic:
+            values = np.concatenate([values, values.take([0], axis=dim)], axis=dim)
+    return values
+
+
+def _wrapped_edges(axis: Axis) -> Array:
+    edges = axis.edges().numpy()
+    return to_display(axis, np.append(edges, edges[-1] + axis.width) if axis.periodic else edges)
+
+
+def box(ax: Axes) -> None:
+    """All four sides of the frame."""
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(True)
+
+
+def closed_points(axis: Axis) -> Array:
+    """Grid points as they are shown, the first of a periodic axis once more at its end."""
+    points = axis.points().numpy()
+    if axis.periodic:
+        points = np.append(points, axis.upper)
+    return to_display(axis, points)
+
+
+def closed(values: Array, axis: Axis) -> Array:
+    """Values for :func:`closed_points`."""
+    return np.append(values, values[0]) if axis.periodic else values
+
+
+def shade_region(ax: Axes, axis: Axis, difference: DifferenceRequest) -> None:
+    """Mark the region of the difference."""
+    region = difference.region
+    spans = [(region.lower, region.upper)]
+    if region.lower > region.upper:
+        spans = [(region.lower, axis.upper), (axis.lower, region.upper)]
+    for low, high in spans:
+        ax.axvspan(*to_display(axis, [low, high]), color=SECOND, alpha=0.10, lw=0)
