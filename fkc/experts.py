@@ -4,7 +4,7 @@ In the frame y = x/alpha with noise variance h an expert is its clean prediction
 y)/h. From x = alpha x0 + sigma eps:
 
     noise       D = (x - sigma eps)/alpha
-    v           D = alpha x - sigma v                 (variance preserving, v = alpha eps - sigma x0)
+    v           D = (alpha x - sigma v)/(alpha^2 + sigma^2)   (v = alpha eps - sigma x0)
     denoised    D
     score       D = (x + sigma^2 s)/alpha
     velocity    D = (sigma' x - sigma u)/(sigma' alpha - sigma alpha')   (u = dx/dt along the path)
@@ -38,7 +38,8 @@ class Expert:
         kind: what it predicts.
         mean: of the data, a number or a tensor that broadcasts to an event; a guess is enough, see ``std``.
         std: of the data; the Gaussian with these moments is a reference: it shapes proposals and lowers the variance
-            of weights, and the weights are right whatever it is.
+            of weights. With ``log_density`` the weights are right whatever it is; without, the first draw is taken for
+            the noisiest law, which is right where the noise is far above it.
         log_density: (x (B, *event), t (B,)) -> log q_t (B,), where it is known; makes kernel weights exact at any
             number of steps.
         divergence: of the score, where a move or a weight needs it: (x, t) -> (B,) in closed form; ``"exact"``: by one
@@ -86,6 +87,15 @@ class Expert:
         t, alpha, sigma = self.place(h)
         x = alpha * y
         said = self.predict(x, torch.full((len(y),), t, dtype=torch.float64, device=y.device))
+        if said.shape != x.shape:
+            raise ValueError(
+                f"predict: got shape {tuple(said.shape)} for samples of {tuple(x.shape)}, expected the same"
+            )
+        if x.requires_grad and not said.requires_grad:
+            raise ValueError(
+                "predict: its result has no gradient, which a divergence needs: let it run with gradients, or give the "
+                "expert a divergence in closed form"
+            )
         clean: Tensor
         if self.kind == "denoised":
             clean = said
@@ -94,7 +104,7 @@ class Expert:
         elif self.kind == "score":
             clean = (x + sigma**2 * said) / alpha
         elif self.kind == "v":
-            clean = alpha * x - sigma * said
+            clean = (alpha * x - sigma * said) / (alpha * alpha + sigma * sigma)
         else:
             slope_alpha, slope_sigma = self._slopes(t)
             clean = (slope_sigma * x - sigma * said) / (slope_sigma * alpha - sigma * slope_alpha)

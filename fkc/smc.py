@@ -11,6 +11,8 @@ References:
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -137,6 +139,14 @@ class SMCResult:
         return mean_std_error(self.population, function(self.x))
 
 
+def settings_digest(model: object) -> str | None:
+    """Of what a model says of itself by ``identity()``, plain data; None for one that says nothing."""
+    identity = getattr(model, "identity", None)
+    if identity is None:
+        return None
+    return hashlib.sha256(json.dumps(identity(), sort_keys=True).encode()).hexdigest()
+
+
 def init(model: FeynmanKacModel, streams: Streams, particles: int) -> State:
     """Draws the initial particles of ``len(streams.noise)`` populations and weights them."""
     cloud, log_weight = model.initial(streams.noise, particles)
@@ -214,6 +224,7 @@ def smc(
         "resampler": get_scheme(resampler).name,
         "ess_threshold": ess_threshold,
         "collectors": [c.name for c in collectors],
+        "settings": settings_digest(model),
     }
     run = restore_run(checkpoint, identity, device) if resume and checkpoint is not None else None
     if run is None:

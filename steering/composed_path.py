@@ -18,6 +18,7 @@ from ..fkc.correctors.levels import Level as NoiseLevel
 from ..fkc.correctors.moves import Transition
 from ..fkc.diffusion import Diffusion
 from ..fkc.experts import Expert
+from .errors import SteeringError
 from .schedulers.levels import Level
 
 __all__ = ["ComposedPath", "Place", "answer"]
@@ -67,11 +68,17 @@ class ComposedPath:
     std: float | Callable[[float], float]
     control: Literal["none", "score"]
 
+    def __post_init__(self) -> None:
+        for expert in self.experts:
+            if expert.clock is not None:
+                raise ValueError("clock: got an expert on another schedule, expected the pipeline's own")
+        for name, size in (("target", 8), ("level", 8), ("transition", 4)):  # caches of this path alone
+            object.__setattr__(self, name, functools.lru_cache(maxsize=size)(getattr(self, name)))
+
     def std_at(self, ratio: float) -> float:
         """Claimed at a noise-to-signal ratio."""
         return self.std(ratio) if callable(self.std) else self.std
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019 (a path lives as long as its control's attachment)
     def target(self, guidance: float, branches: int, std: float) -> Composed[Expert]:
         """The product of powers for a guidance scale, one or two branches, and a claimed deviation."""
         first, rest = self.exponents[0], self.exponents[1:]
@@ -81,7 +88,6 @@ class ComposedPath:
             shares = (_times(first, 1.0 - guidance), _times(first, guidance))
         return Composed((*[own] * branches, *self.experts), (*shares, *rest))
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019
     def level(self, place: Place, std: float, guidance: float, branches: int, shape: tuple[int, ...]) -> NoiseLevel:
         """The level at ``place`` with the deviation ``std`` claimed where the move begins. At the pipeline's first step
         it is the noise's: the law of exponents that add up to one."""
@@ -90,13 +96,14 @@ class ComposedPath:
         variances = tuple(expert.variance(place.h) for expert in target.experts)
         reference = target.reference(place.h, place.progress, shape)
         if place.start > 0.0:
+            if sum(powers) <= 0.0:
+                raise SteeringError(f"exponents: add up to {sum(powers):g}, expected more than 0")
             powers = tuple(a / sum(powers) for a in powers)
             noise = torch.tensor(place.start, dtype=torch.float64)
             reference = replace(reference, mean=torch.zeros_like(reference.mean), variance=noise)
         alphas = (place.alpha,) * len(powers)
         return NoiseLevel(place.h, place.progress, variances, alphas, powers, 0.0, reference)
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019
     def transition(self, first: NoiseLevel, last: NoiseLevel) -> Transition:
         """The move between two levels."""
         before, after = guides_between("reference", self.target(1.0, 1, self.std_at(1.0)), first, last)

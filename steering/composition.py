@@ -120,6 +120,9 @@ class Composition:
             gain, ends = self._gain(memory, ends, here, branches)
         else:
             self._refuse_middle(context, here)
+            for index, level in enumerate(context.levels[1:-1], start=1):  # before any further work: PathCollapsed
+                place = Place.at(level, index, context.n_moves)
+                self._path.level(place, self._path.std_at(place.h**0.5), guidance, branches, _shape(ends))
             gain = torch.zeros(len(context.sample), dtype=torch.float64)
             ends = replace(ends, log_q=gaussian_log_q(ends.y, ends.level))
         there = Place.at(context.following, context.index + 1, context.n_moves)
@@ -140,9 +143,11 @@ class Composition:
         denoised = Normal(memory["mean"][None], memory["variance"][0]).log_density(x)
         noised = Normal(x, h).log_density(y)
         wanted = self.log_density(final.sample).detach().double().cpu()
+        dead = int((~wanted.isfinite()).sum())
         wanted = torch.where(wanted.isfinite(), wanted, -torch.inf)
         correction = wanted + (noised - denoised)[0] - memory["log_target"]
-        return Target(final.applied + correction, wanted)
+        notes = (f"{dead} of {len(wanted)} final states have no finite log_density: weight zero",) if dead else ()
+        return Target(final.applied + correction, wanted, notes=notes)
 
     # --- what the models say -----------------------------------------------------------------------------------------
 
@@ -212,7 +217,7 @@ class Composition:
         """The kernel of the last move: without noise, unless its density is asked for."""
         h, powers, following = ends.level.h, ends.level.powers, context.following
         if self.log_density is None:
-            clean = ends.y + h * ends.score() / sum(powers)
+            clean = ends.y + h * ends.score() / (sum(powers) if sum(powers) > 0.0 else 1.0)
             ratio = following.sigma / following.alpha / h**0.5
             return Normal(clean + ratio * (ends.y - clean), torch.zeros(()))
         if following.sigma > 0.0:

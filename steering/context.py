@@ -53,6 +53,7 @@ class StepContext:
             recorded.
         pictures: x0-hat -> images as a differentiable tensor; None where there is no such decoder.
         deviation: standard deviation of the coming Gaussian move; 0 where the scheduler moves by itself.
+        levels: of all moves of the run, and the last; empty where nobody asks.
         start_deviation: standard deviation of the noise that the pipeline starts from.
         skipped: moves of the scheduler that were left out before the first, as image-to-image pipelines do.
     """
@@ -78,6 +79,7 @@ class StepContext:
     branches: Callable[[], Branches] | None = None
     pictures: Callable[[Tensor], Tensor] | None = None
     deviation: float = 0.0
+    levels: tuple[Level, ...] = ()
     start_deviation: float = 1.0
     skipped: int = 0
 

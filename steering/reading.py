@@ -104,6 +104,7 @@ class Reader:
             branches=branches if self.tap.record else None,
             pictures=self._differentiable_pictures() if self.pictures else None,
             deviation=0.0 if trajectory.move is None else trajectory.move.deviation(level, following),
+            levels=trajectory.levels,
             start_deviation=float(getattr(scheduler, "init_noise_sigma", 1.0)),
             skipped=trajectory.first,
         )

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import NonFiniteWeightWarning
 from ..experts import Expert
 from ..run_state import Checkpoint
+from ..smc import settings_digest
 from ..streams import Streams
 from .controls import Control
 from .exchange_run import ExchangedSamples, ExchangeRun, LowAcceptanceWarning, restored, saved
@@ -121,9 +122,8 @@ def sample_exchanged(
     named = dict(functions or {})
     chosen = secrets.randbits(62) if seed is None else seed
     identity: dict[str, Any] = {
-        "levels": [level.h for level in model.levels],
+        "settings": settings_digest(model),
         "rungs": list(rungs),
-        "dtype": str(dtype),
         "particles": particles,
         "populations": populations,
         "seed": chosen,

@@ -43,6 +43,14 @@ def level_of(target: Target[Expert], h: float, u: float, shape: tuple[int, ...])
         PathCollapsed: the target cannot be normalised there.
     """
     experts = target.experts
+    for i, expert in enumerate(experts):
+        try:
+            expert.place(h)
+        except ValueError as error:
+            raise ValueError(
+                f"levels: experts[{i}] does not reach sigma/alpha = {h**0.5:.4g} ({error}); give levels within the "
+                "paths of all experts"
+            ) from error
     data = sum(expert.std**2 for expert in experts) / len(experts)
     return Level(
         h,

@@ -97,8 +97,13 @@ class CorrectedModel(FeynmanKacModel):
         self._static: dict[int, Transition] = {}
 
     def _refuse(self, levels: Sequence[float]) -> None:
-        if len(levels) < 2 or min(levels) < 0.0:
-            raise ValueError(f"levels: got {len(levels)} of them, expected two or more noise variances >= 0")
+        if len(levels) < 2 or not min(levels) > 0.0 or not levels[0] > levels[-1]:
+            raise ValueError(
+                f"levels: got {len(levels)} of them from {levels[0] if levels else None} to "
+                f"{levels[-1] if levels else None}, expected two or more noise variances > 0, noise first"
+            )
+        if any(a == b for a, b in itertools.pairwise(levels)):
+            raise ValueError("levels: got two equal ones side by side, expected every move to change the noise")
         if self.weights == "kernel" and self.kappa == 0.0:
             raise ValueError("noise: got 0, a deterministic move has no kernel weight; use weights='rate'")
         if self.weights == "kernel" and self.adaptive:
@@ -111,13 +116,41 @@ class CorrectedModel(FeynmanKacModel):
                 f"noise: got {self.kappa}, expected 1 for kernel weights from scores alone: their error at other noise "
                 "falls too slowly with the steps; give the experts a log_density, or use weights='rate'"
             )
+        if any(expert.clock is not None for expert in self.target.experts):
+            self._refuse_clocks(rises=any(b > a for a, b in itertools.pairwise(levels)))
+        total = min(sum(self.target.powers(u)) for u in (0.0, 0.5, 1.0))
+        if (self.control == "score" and total == 0.0) or (self.gauge == "fitted" and total <= 0.0):
+            raise ValueError(
+                f"exponents: add up to {total:g}, expected more than 0 for gauge='fitted', not 0 for control='score'"
+            )
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"chunk_size: got {self.chunk_size}, expected at least 1")
         if self.control == "reward" and self.target.tilt is None:
             raise ValueError("control: got 'reward' for a target without one; use target.tilted(reward, scale)")
         rises = any(b > a for a, b in itertools.pairwise(levels))
         if rises and self.target.tilt is not None and self.weights == "rate":
             raise ValueError("levels: a reward with churn needs kernel weights (the rate needs its Laplacian)")
 
+    def _refuse_clocks(self, *, rises: bool) -> None:
+        """Experts on other schedules leave Laplacians in what is free of them otherwise."""
+        if self.tracked:
+            raise ValueError(
+                "clock: got an expert on another schedule whose density is not known, expected log_density with kernel "
+                "weights or moving exponents: it is tracked on the sampler's own schedule only"
+            )
+        if rises and self.weights == "rate":
+            raise ValueError("clock: got an expert on another schedule, with churn it needs weights='kernel'")
+
     # --- the model ---------------------------------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, object]:
+        """What a checkpoint of this model can go on with."""
+        return {
+            "levels": [level.h for level in self.levels],
+            "powers": [list(level.powers) for level in self.levels],
+            "reward_scales": [level.reward_scale for level in self.levels],
+            "settings": [self.kappa, self.gauge, self.control, self.weights, str(self.dtype), list(self.shape)],
+        }
 
     @property
     def n_steps(self) -> int:
@@ -134,8 +167,9 @@ class CorrectedModel(FeynmanKacModel):
         log_weight = torch.full(y.shape[:2], reference.log_normalizer(), dtype=torch.float64)
         if ends.reward is not None:
             log_weight = log_weight + level.reward_scale * ends.reward
-        if self.known and self.weights == "kernel":
-            log_weight = ends.log_target() - Normal(reference.mean, reference.variance).log_density(y)
+        if self.known and self.weights != "none":
+            known = replace(ends, log_q=self._log_q(ends, y.flatten(0, 1), None))
+            log_weight = known.log_target() - Normal(reference.mean, reference.variance).log_density(y)
         shared = _shared(len(generators), self.shape) if self.adaptive else {}
         return cloud_of(ends, shared), log_weight
 
@@ -159,7 +193,7 @@ class CorrectedModel(FeynmanKacModel):
         if self.adaptive or self.kappa == 0.0:
             raise ValueError("ascent: moves that look at the population, or without noise, have no backward kernel")
         after = ends_of(cloud, self.levels[step])
-        kernel = self._transition(step).backward(after)
+        kernel = self.transition(step).backward(after)
         z = normal(generators, tuple(after.y.shape[1:]), dtype=self.dtype)
         y = kernel.mean + kernel.variance.sqrt().to(z) * z
         return cloud_of(self.evaluated(generators, y, self.levels[step - 1], after), cloud.shared)
@@ -179,7 +213,7 @@ class CorrectedModel(FeynmanKacModel):
 
     # --- transitions -------------------------------------------------------------------------------------------------
 
-    def _transition(self, step: int) -> Transition:
+    def transition(self, step: int) -> Transition:
         """The move to level ``step`` as far as it does not depend on the particles."""
         if step not in self._static:
             first, last = self.levels[step - 1], self.levels[step]
@@ -191,7 +225,7 @@ class CorrectedModel(FeynmanKacModel):
 
     def _prepared(self, step: int, ends: Ends, population: Population) -> tuple[Transition, dict[str, Tensor]]:
         """The move with what it takes from the particles, and that as values shared by a population."""
-        transition = self._transition(step)
+        transition = self.transition(step)
         if not self.adaptive:
             return transition, {}
         shared = _shared(len(ends.y), self.shape)
@@ -211,7 +245,7 @@ class CorrectedModel(FeynmanKacModel):
 
     def _recalled(self, step: int, cloud: Cloud) -> Transition:
         """The move that made ``cloud``."""
-        transition = self._transition(step)
+        transition = self.transition(step)
         if not self.adaptive or transition.fall <= 0.0:
             return transition
         if self.gauge == "fitted":

@@ -131,11 +131,12 @@ def corrected_model(
     if event is None:
         raise ValueError("shape: is not known from the experts; give it")
     sigmas = tuple(levels) if levels is not None else first.diffusion.levels(steps)
+    if len(sigmas) < 2 or not min(sigmas) > 0.0:
+        raise ValueError(f"levels: got {len(sigmas)} of them, expected two or more positive standard deviations")
     variances = _with_churn([s * s for s in sigmas], churn)
     kappa = _default_noise(target, weights) if noise is None else noise
     if not (math.isfinite(kappa) and kappa >= 0.0):
         raise ValueError(f"noise: got {kappa}, expected a finite number >= 0")
-    target.check_path(variances, event)
     model = CorrectedModel(
         target,
         variances,
@@ -148,7 +149,8 @@ def corrected_model(
         chunk_size=chunk_size,
     )
     bound = noise_bound(model)
-    if kappa <= bound and bound > 0.0 and weights != "none" and not force:
+    amplifies = max(sum(level.powers) for level in model.levels) > 1.0
+    if kappa <= bound and (bound > 0.0 or amplifies) and weights != "none" and not force:
         raise UnstableNoise(kappa, bound, 'use more noise or gauge="reference"')
     return model
 

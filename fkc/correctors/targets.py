@@ -153,9 +153,21 @@ class Target(Generic[E]):
             return float(self.tilt.scale(u))
         return float(self.tilt.scale) * (u if signal is None or u == 1.0 else signal)
 
-    def tilted(self, reward: Callable[[Tensor], Tensor], scale: Exponent = 1.0) -> Target[E]:
-        """The same experts with a reward."""
-        return Target(self.experts, self.exponents, RewardTilt(reward, scale))
+    def tilted(
+        self,
+        reward: Callable[[Tensor], Tensor],
+        scale: Exponent = 1.0,
+        *,
+        laplacian: Literal["exact"] | int | None = None,
+    ) -> Target[E]:
+        """The same experts with a reward; ``laplacian``: see :class:`RewardTilt`.
+
+        Raises:
+            ValueError: there is one already.
+        """
+        if self.tilt is not None:
+            raise ValueError("tilted: the target has a reward already; add the rewards up into one")
+        return Target(self.experts, self.exponents, RewardTilt(reward, scale, laplacian))
 
     @property
     def moving(self) -> bool:

@@ -82,6 +82,16 @@ class MaskedModel(FeynmanKacModel):
         self.most_masked = int((start == self.mask_id).sum(dim=1).max())
         reveal.check(start.shape[1], self.most_masked, tilted=weights == "adapted")
 
+    def identity(self) -> dict[str, object]:
+        """What a checkpoint of this model can go on with."""
+        places = [i / 16 for i in range(17)]
+        return {
+            "powers": [list(self.target.powers(u)) for u in places],
+            "reward_scales": [self.target.reward_scale(u) for u in places],
+            "start": self.start.tolist(),
+            "settings": [self.reveal.steps, self.weights, self.mask_id],
+        }
+
     @property
     def n_steps(self) -> int:
         """Moves."""

@@ -178,6 +178,8 @@ def fit_branches(outputs: Sequence[Tensor], model_output: Tensor) -> Fit:
             f"branches: the model output of shape {tuple(model_output.shape)} is not made of the denoiser's outputs of "
             f"shapes {shapes}: the pipeline cuts or reshapes them; use prompts [A]*K + [B]*K without guidance instead"
         )
+    if not all(bool(output.isfinite().all()) for output in outputs):
+        raise SteeringError("branches: the denoiser's outputs are not finite")
     raise SteeringError(
         f"branches: the model output is no sum of the denoiser's outputs (relative residual "
         f"{min(fit.residual for fit in tried):.1e}, at most {limit:.0e} expected), so guidance is not linear: switch "

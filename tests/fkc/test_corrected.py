@@ -121,13 +121,13 @@ def test_noise_at_which_the_truth_repels_is_refused_with_its_bound():
     expert = gaussian_expert(VE, reference=GUESS)
     with pytest.raises(UnstableNoise, match=r"noise: got 0.333333, expected more than 0.6667") as caught:
         sample_corrected(Annealed(expert, 3.0), particles=10, noise=1 / 3, gauge="plain", seed=0)
-    assert caught.value.bound == pytest.approx(2 / 3)
+    assert caught.value.bound == pytest.approx(2 / 3, rel=1e-4)
     levels = [s * s for s in VE.levels(10)]
 
     def bound(target, **settings):
         return noise_bound(CorrectedModel(target, levels, (1,), noise=1.0, **settings))
 
-    assert bound(Annealed(expert, 3.0), gauge="plain") == pytest.approx(2 / 3)
+    assert bound(Annealed(expert, 3.0), gauge="plain") == pytest.approx(2 / 3, rel=1e-4)
     assert bound(Annealed(expert, 3.0), gauge="reference") == 0.0
     assert bound(Annealed(expert, 3.0), gauge="plain", control="score") == 0.0
     assert bound(GeometricAverage(expert, expert, 2.0), gauge="plain") == 0.0
@@ -232,7 +232,9 @@ def test_moving_exponents(known):
 def test_churn_changes_nothing(churn, weights):
     target, triples = parts(*CASES["average"], reference=GUESS)
     samples = sampled(target, weights=weights, noise=1.0, steps=200, churn=churn)
-    check(samples, gaussian_product(*triples), mean=0.05, variance=0.08, z=weights == "kernel")
+    truth = gaussian_product(*triples)
+    check(samples, truth, mean=0.05, variance=0.08, z=weights == "kernel")
+    assert samples.log_evidence.mean().item() == pytest.approx(truth.log_evidence, abs=0.1)
 
 
 def test_churn_without_the_weight_of_the_way_up_is_noticed(monkeypatch):

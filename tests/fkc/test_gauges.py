@@ -7,8 +7,18 @@ from functools import partial
 import pytest
 import torch
 
-from feynkac.fkc import Annealed, Diffusion, Expert, Target, corrected_model, sample_corrected
-from feynkac.fkc.correctors import controls
+from feynkac.fkc import (
+    Annealed,
+    Checkpoint,
+    CheckpointError,
+    Diffusion,
+    Expert,
+    Target,
+    UnstableNoise,
+    corrected_model,
+    sample_corrected,
+)
+from feynkac.fkc.correctors import controls, noise_bound
 from feynkac.fkc.correctors.model import ends_of
 from feynkac.fkc.correctors.moves import Transition
 from feynkac.fkc.divergence import field_and_divergence
@@ -159,7 +169,7 @@ def test_a_reference_without_spread_makes_the_ancestral_step():
     model = corrected_model(Annealed(expert, 1.0), levels=[3.0, 2.0, 1.0], noise=1.0)
     cloud, _ = model.initial([torch.Generator().manual_seed(0)], 5)
     before = ends_of(cloud, model.levels[0])
-    kernel = model._transition(1).forward(before)
+    kernel = model.transition(1).forward(before)
     h, following = 9.0, 4.0
     clean = expert.denoised(cloud.x[0], h)
     assert torch.allclose(kernel.mean[0], clean + following / h * (cloud.x[0] - clean), atol=1e-9)
@@ -186,13 +196,14 @@ def test_moving_exponents_are_tracked_at_any_noise(kappa):
 def test_a_reward_with_its_whole_gradient(control):
     """Linear and quadratic rewards, whose Laplacian is and is not zero."""
     expert = gaussian_expert(VE, known_density=False, reference=(0.0, 1.2))
-    for reward, mean, variance in (
-        (lambda x: 2.0 * x[:, 0], 2.0, 1.0),
-        (lambda x: -0.5 * (x[:, 0] - 1.0).square() / 0.5, 2.0 / 3.0, 1.0 / 3.0),
+    for reward, mean, variance, log_z in (
+        (lambda x: 2.0 * x[:, 0], 2.0, 1.0, 2.0),
+        (lambda x: -(x[:, 0] - 1.0).square(), 2.0 / 3.0, 1.0 / 3.0, -0.5 * math.log(3.0) - 1.0 / 3.0),
     ):
         target = Target((expert,), (1.0,)).tilted(reward, lambda u: u**4)
         samples = run(target, control=control, steps=400, particles=4000, populations=6)
         found = moments(samples)
+        assert samples.log_evidence.mean().item() == pytest.approx(log_z, abs=0.06)
         assert found[0].mean().item() == pytest.approx(mean, abs=0.03)
         assert found[1].mean().item() == pytest.approx(variance, rel=0.05)
 
@@ -204,15 +215,13 @@ def test_a_laplacian_that_is_forgotten_is_noticed(monkeypatch):
 
     def forgetful(name, ends, guide):
         rate = honest(name, ends, guide)
-        return (
-            rate - ends.level.reward_scale * ends.reward_laplacian * ends.y[..., 0].abs() if name == "reward" else rate
-        )
+        return rate - ends.level.reward_scale * ends.reward_laplacian if name == "reward" else rate
 
     monkeypatch.setattr(controls, "_unit_rate", forgetful)
     expert = gaussian_expert(VE, known_density=False)
-    target = Target((expert,), (1.0,)).tilted(lambda x: -(x[:, 0] - 1.0).square(), lambda u: u)
-    found = moments(run(target, control="reward", steps=400, particles=4000, populations=6))
-    assert abs(found[0].mean().item() - 2.0 / 3.0) > 0.03 or abs(found[1].mean().item() * 3.0 - 1.0) > 0.05
+    target = Target((expert,), (1.0,)).tilted(lambda x: -(x[:, 0] - 1.0).square(), lambda u: u**4)
+    samples = run(target, control="reward", steps=400, particles=4000, populations=6)
+    assert abs(samples.log_evidence.mean().item() + 0.5 * math.log(3.0) + 1.0 / 3.0) > 0.2
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -232,6 +241,55 @@ def test_a_number_as_scale_of_a_reward_rises_with_the_signal(path):
     model = corrected_model(tilted, steps=10)
     cloud, log_weight = model.initial([torch.Generator().manual_seed(0)], 5)
     assert torch.allclose(log_weight - log_weight.mean(), 1e-3 * (cloud.x - cloud.x.mean())[..., 0])
+
+
+def test_what_would_be_wrong_without_a_word_is_refused():
+    expert = gaussian_expert(VE, known_density=False)
+
+    def blind(x, t):
+        with torch.no_grad():
+            return expert.predict(x, t)
+
+    with pytest.raises(ValueError, match="predict: its result has no gradient"):
+        run(Annealed(Expert(blind, VE, shape=(1,)), 2.0), control="score")
+    with pytest.raises(ValueError, match=r"predict: got shape \(1000,\) for samples of \(1000, 1\)"):
+        run(Annealed(Expert(lambda x, t: x[:, 0], VE, shape=(1,)), 2.0), populations=1)
+    clocked = replace(expert, clock=lambda h: 0.5 * h)
+    levels = [float(x) for x in VE.levels(20)[:-4]]
+    for options in ({"weights": "kernel"}, {"weights": "rate", "churn": 0.5}):
+        with pytest.raises(ValueError, match="clock: got an expert on another schedule"):
+            run(Target((clocked,), (1.0,)), levels=levels, **options)
+    tilted = Target((expert,), (1.0,)).tilted(lambda x: x[:, 0])
+    with pytest.raises(ValueError, match="tilted: the target has a reward already"):
+        tilted.tilted(lambda x: x[:, 0])
+    for levels in ((5.0,), (5.0, -1.0), (5.0, 0.0), (1.0, 5.0), (5.0, 1.0, 1.0)):
+        with pytest.raises(ValueError, match="levels: got"):
+            run(Annealed(expert, 2.0), levels=levels)
+    with pytest.raises(UnstableNoise):
+        run(Annealed(gaussian_expert(VE, reference=(0.0, 2.0)), 3.0), noise=0.0, weights="rate")
+    with pytest.raises(ValueError, match="chunk_size: got 0"):
+        run(Annealed(expert, 2.0), chunk_size=0)
+
+
+def test_the_noise_bound_of_several_experts():
+    """Guidance at scale 2 of N(0, 100) and N(0, 1) in the plain gauge: 1 - sum(a/v^2)/(sum a/v)^2 at worst."""
+    wide, narrow = (gaussian_expert(VE, variance=v) for v in (100.0, 1.0))
+    model = corrected_model(Target((wide, narrow), (-1.0, 2.0)), gauge="plain", noise=1.0, steps=400)
+
+    def bound(h):
+        v, w = 100.0 + h, 1.0 + h
+        return 1.0 - (2.0 / w**2 - 1.0 / v**2) / (2.0 / w - 1.0 / v) ** 2
+
+    assert noise_bound(model) == pytest.approx(max(bound(s * s) for s in VE.levels(400)), rel=0.02)
+
+
+def test_a_checkpoint_of_another_target_is_refused(tmp_path):
+    expert = gaussian_expert(VE)
+    place = Checkpoint(tmp_path / "point", 5)
+    options = {"particles": 20, "populations": 2, "steps": 10, "checkpoint": place}
+    run(Annealed(expert, 2.0), **options)
+    with pytest.raises(CheckpointError, match="settings"):
+        run(Annealed(expert, 3.0), resume=True, **options)
 
 
 def test_contradictions_are_refused():
