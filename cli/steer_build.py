@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from ..steering import registered_schedulers
 from ..steering.asking import batched_call
+from ..steering.denoiser import denoisers_of
 from ..steering.moves import GaussianMove
 from ..steering.schedulers import rule_for
 from .errors import UserError
@@ -20,10 +22,13 @@ from .steer_config import ModelConfig, SteerConfig
 from .steer_rewards import first_line, named_errors
 from .steer_units import Condition
 
-__all__ = ["PipelineCalls", "check_folder", "check_scheduler", "load_model"]
+__all__ = ["PipelineCalls", "check_folder", "check_scheduler", "load_model", "one_thread_for_tiny_models"]
 
 _CONDITIONS = {"prompt": "prompt", "label": "class_labels"}
 """Kind of condition -> the pipeline's argument."""
+
+_TINY = 5_000_000
+"""Parameters of a denoiser that one thread serves best."""
 
 
 # --- the pipeline ---------------------------------------------------------------------------------------------------
@@ -55,9 +60,7 @@ def load_model(config: ModelConfig) -> Any:
         known = ", ".join(registered_schedulers())
         raise UserError(f"model.scheduler = {config.scheduler!r}: not known; expected one of {known}")
     try:
-        from ..steering.pixel_pipeline import load_pipeline
-
-        pipe = load_pipeline(folder, dtype=getattr(torch, config.dtype))
+        pipe = _loaded(folder, getattr(torch, config.dtype))
     except (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"model.folder = {config.folder!r}: cannot be loaded: {first_line(error)}") from error
     if getattr(pipe, "scheduler", None) is None:
@@ -66,6 +69,24 @@ def load_model(config: ModelConfig) -> Any:
         pipe.scheduler = _other_scheduler(pipe.scheduler, config.scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def _loaded(folder: Path, dtype: torch.dtype) -> Any:
+    if json.loads((folder / "model_index.json").read_text()).get("_class_name") == "MoleculePipeline":
+        from ..molecular.diffusion import MoleculePipeline
+
+        return MoleculePipeline.from_pretrained(str(folder), local_files_only=True, dtype=dtype)
+    from ..steering.pixel_pipeline import load_pipeline
+
+    return load_pipeline(folder, dtype=dtype)
+
+
+def one_thread_for_tiny_models(pipe: Any) -> None:
+    """Threads that meet at every operation of a small network cost more than they bring, many times more on a busy
+    machine; resuming takes the number that was recorded."""
+    parameters = sum(p.numel() for module in denoisers_of(pipe) for p in module.parameters())
+    if str(pipe.device) == "cpu" and parameters < _TINY:
+        torch.set_num_threads(1)
 
 
 def _device(name: str) -> torch.device:

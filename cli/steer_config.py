@@ -10,7 +10,17 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from ..fkc.resampling import SCHEMES
 from .config import ExistingPath, Positive, RunName, Section, Seed, _matching, absolute_paths
 
-__all__ = ["CallConfig", "ModelConfig", "RewardConfig", "SamplingConfig", "SteerConfig", "SteeringConfig"]
+__all__ = [
+    "CallConfig",
+    "Finite",
+    "ModelConfig",
+    "NotNegative",
+    "ResamplingScheme",
+    "RewardConfig",
+    "SamplingConfig",
+    "SteerConfig",
+    "SteeringConfig",
+]
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -21,6 +31,9 @@ def _scheme(name: str) -> str:
     if name not in SCHEMES:
         raise ValueError(f"expected {' or '.join(sorted(SCHEMES))}")
     return name
+
+
+ResamplingScheme = Annotated[str, AfterValidator(_scheme)]
 
 
 def _scale(value: float) -> float:
@@ -84,7 +97,7 @@ class SteeringConfig(Section):
     temperature: NotNegative | None = None
     potential: Literal["difference", "max", "sum"] | None = None
     transition: Literal["native", "stochastic", "auto"] = "native"
-    resampler: Annotated[str, AfterValidator(_scheme)] = "systematic"
+    resampler: ResamplingScheme = "systematic"
     ess_threshold: NotNegative = 0.5
     final: Literal["weighted", "resampled", "best"] = "weighted"
     chunk_size: Positive | None = None

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from ..fkc.checkpoint import exists, load_state, save_state
 from ..fkc.errors import PopulationCollapsed
 from ..fkc.run_state import Checkpoint
 from ..steering import Control, Run, SteeringError, attach
-from ..steering.denoiser import denoisers_of
 from ..steering.rewards import RewardError, WrongLength
 from .errors import UserError
 from .job import show
@@ -24,7 +22,7 @@ from .paths import resolve
 from .report.steer_page import write_steer_report
 from .results import as_json
 from .run_folder import RunFolder
-from .steer_build import PipelineCalls, check_folder, check_scheduler, load_model
+from .steer_build import PipelineCalls, check_folder, check_scheduler, load_model, one_thread_for_tiny_models
 from .steer_config import SteerConfig
 from .steer_progress import StepWatch, keep_finished, watching
 from .steer_results import Result, numbers, result_of, warnings_of, weight_arrays, write_arrays
@@ -72,7 +70,7 @@ class SteerJob:
         config = config.model_copy(update={"steering": config.steering.resolved()})
         build_controls(config, build_rewards(config, wanted[0]))  # before the long work of loading
         pipe = load_model(config.model)
-        _one_thread_for_tiny_models(pipe)
+        one_thread_for_tiny_models(pipe)
         settled = {"scheduler": type(pipe.scheduler).__name__, "device": str(pipe.device)}
         config = config.model_copy(update={"model": config.model.model_copy(update=settled)})
         job = cls(config, pipe, PipelineCalls.of(pipe))
@@ -169,17 +167,6 @@ class SteerJob:
 def _trajectory(folder: RunFolder, unit: Unit) -> Path:
     """Where a unit's state is while it runs."""
     return folder.checkpoint / "trajectories" / unit.name
-
-
-def _one_thread_for_tiny_models(pipe: Any) -> None:
-    """Threads that meet at every operation of a small network cost more than they bring, many times more on a busy
-    machine; resuming takes the number that was recorded."""
-    parameters = sum(p.numel() for module in denoisers_of(pipe) for p in module.parameters())
-    if str(pipe.device) == "cpu" and parameters < _TINY:
-        torch.set_num_threads(1)
-
-
-_TINY = 5_000_000  # parameters of a denoiser that one thread serves best
 
 
 # --- results --------------------------------------------------------------------------------------------------------
