@@ -25,7 +25,9 @@ from .divergence import field_and_divergence
 
 __all__ = ["Expert", "Prediction"]
 
-Prediction = Literal["score", "noise", "denoised", "v", "velocity"]
+Prediction = Literal["score", "noise", "epsilon", "denoised", "x0", "v", "velocity"]
+
+_ALIASES = {"epsilon": "noise", "x0": "denoised"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +37,7 @@ class Expert:
     Attributes:
         predict: (x (B, *event), t (B,) float64) -> prediction (B, *event); may be a network.
         diffusion: the path that it was made for.
-        kind: what it predicts.
+        kind: what it predicts: ``score``, ``noise`` (or ``epsilon``), ``denoised`` (or ``x0``), ``v``, ``velocity``.
         mean: of the data, a number or a tensor that broadcasts to an event; a guess is enough, see ``std``.
         std: of the data; the Gaussian with these moments is a reference: it shapes proposals and lowers the variance
             of weights. With ``log_density`` the weights are right whatever it is; without, the first draw is taken for
@@ -60,6 +62,7 @@ class Expert:
     shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", _ALIASES.get(self.kind, self.kind))
         if self.kind not in ("score", "noise", "denoised", "v", "velocity"):
             raise ValueError(f"kind: got {self.kind!r}, expected score, noise, denoised, v or velocity")
         if not self.std > 0.0:

@@ -136,6 +136,12 @@ def _check_end(run: Run, controls: Sequence[Control]) -> None:
         if max(control.candidates for control in controls) > 1:
             raise SteeringError(text)
         run.note(text, biased=True, aloud=True)
+    if run.finished and controls and run.population is not None:
+        particles, roots = run.population.n_particles, int(run.distinct_roots.min())
+        if roots < max(4, particles // 20) <= particles and roots < particles:
+            run.note(
+                f"all samples of a prompt descend from {roots} of its {particles} particles; the ESS does not tell"
+            )
     if run.collapses:
         dead, steps, particles = run.collapses[0]
         raise PopulationCollapsed(dead, steps, particles, run)

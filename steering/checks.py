@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..fkc.correctors import Target as Composed
 from ..fkc.resampling import get_scheme
 from .controls import Control, never_due
 from .decode.families import blends_background
@@ -55,7 +56,10 @@ def check_controls(controls: Sequence[Control], settings: Settings, pipe: Any) -
     if settings.exact and (greedy or settings.final == "best"):
         raise SteeringError("exact=True refuses temperature 0 and final='best': their outputs are not weighted draws")
     candidates = max([control.candidates for control in controls] + [1])
-    if any(getattr(control, "plans_moves", False) for control in controls) and blends_background(pipe):
+    planned = any(getattr(control, "plans_moves", False) for control in controls)
+    if planned and any(getattr(control, "weighs_guidance", False) for control in controls):
+        raise SteeringError("guidance: Annealed and Product weigh both branches already; leave Guidance() out")
+    if planned and blends_background(pipe):
         raise SteeringError(
             f"{type(pipe).__name__} blends a background into every row after each step, so that samples are not where "
             "the composition's moves brought them, and its weights would be wrong"
@@ -70,6 +74,9 @@ def check_controls(controls: Sequence[Control], settings: Settings, pipe: Any) -
 def refuse_strangers(controls: Sequence[Any]) -> None:
     """Raises ValueError for what is no control."""
     for control in controls:
+        if isinstance(control, Composed):
+            name = type(control).__name__
+            raise ValueError(f"control: got the target feynkac.fkc.{name}, expected feynkac.steering.{name}")
         if isinstance(control, type):
             raise ValueError(f"control: got the class {control.__name__}, expected an object: {control.__name__}(...)")
         lacking = [name for name in ("begin", "weigh", "target") if not callable(getattr(control, name, None))]
@@ -106,6 +113,8 @@ def check_law(
             raise SteeringError(f"{note}; exact=True refuses it{remedy}")
         run.note(note, aloud=True)
     _remark_on_generators(step, settings, run, rows)
+    if move is None and any(getattr(control, "plans_moves", False) for control in controls):
+        raise SteeringError('composition: its moves need transition="stochastic"')
     siblings = settings.particles * max(control.candidates for control in controls)
     copied = siblings > 1 and not all(never_due(control) for control in controls)
     noisy = rule.stochastic(step.scheduler, step.arguments) if move is None else move.eta > 0.0

@@ -51,9 +51,10 @@ _ROUNDED = {torch.float16: 1e-2, torch.bfloat16: 1e-1}
 class Composition:
     """The target q^a_0 times the product of q_i^a_i, q the pipeline's own law and q_i the experts'.
 
-    Needs ``attach(transition="stochastic")`` and a model that predicts posterior means. Where the pipeline is guided at
-    scale g by a linear combination of two branches, q is their q_u^(1-g) q_c^g. ``run.log_evidence`` is the log of the
-    integral of the target: at the last noisy level, or of exp(``log_density``) where that is given.
+    Needs ``attach(transition="stochastic")`` (``kernel_eta`` plays no part but that it is not 0) and a model of
+    posterior means. Where the pipeline is guided at scale g by a linear combination of two branches, q is their
+    q_u^(1-g) q_c^g. ``run.log_evidence`` is the log of the integral of the target: at the last noisy level, or of
+    exp(``log_density``) where that is given.
 
     Attributes:
         exponents: a_0 and one for each of ``experts``, numbers or functions of the progress (0 noise, 1 data).
@@ -83,6 +84,11 @@ class Composition:
     on = "latents"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.exponents, tuple):
+            raise TypeError(f"exponents: got {type(self.exponents).__name__}, expected a tuple, the pipeline's first")
+        for expert in self.experts:
+            if not isinstance(expert, Expert):
+                raise TypeError(f"experts: got {type(expert).__name__}, expected expert_of(pipe, ...) or fkc.Expert")
         if len(self.exponents) != 1 + len(self.experts):
             raise ValueError(
                 f"exponents: got {len(self.exponents)}, expected one for the pipeline and one for each of the "
@@ -107,6 +113,8 @@ class Composition:
             SteeringError: moves that are the scheduler's own, a trajectory that begins in the middle, guidance that
                 changes or is not linear.
         """
+        if context.n_moves < 2:
+            raise SteeringError(f"{self.name}: got 1 step, expected at least 2: the last one carries no noise")
         last = context.index == context.n_moves - 1
         if not last and context.deviation == 0.0:
             raise SteeringError(f'{self.name}: its moves need transition="stochastic" with kernel_eta > 0')
@@ -275,6 +283,8 @@ class Product(Composition):
     def __init__(self, *experts: Expert, exponents: Sequence[Exponent] | None = None, **options: Any) -> None:
         if not experts:
             raise ValueError("experts: got none, expected at least one beside the pipeline")
+        if exponents is not None and not isinstance(exponents, Sequence):
+            raise TypeError(f"exponents: got {type(exponents).__name__}, expected one for the pipeline and each expert")
         powers = (1.0,) * (1 + len(experts)) if exponents is None else tuple(exponents)
         super().__init__(powers, experts, **{"name": "product", **options})
 

@@ -159,7 +159,9 @@ class Controller:
     def _chosen_move(self, step: Step, rule: SchedulerRule) -> GaussianMove | None:
         """The Gaussian move, or None where the scheduler makes its own."""
         transition = self.settings.transition
-        own = transition == "native" or (transition == "auto" and rule.stochastic(step.scheduler, step.arguments))
+        planned = any(getattr(control, "plans_moves", False) for control in self.controls)
+        natural = transition == "auto" and not planned and rule.stochastic(step.scheduler, step.arguments)
+        own = transition == "native" or natural
         if own or not self.controls:
             return None
         move = GaussianMove(rule, self.settings.eta)

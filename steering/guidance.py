@@ -37,6 +37,7 @@ class Guidance:
 
     name: str = "guidance"
     records_branches = True
+    weighs_guidance = True
     candidates = 1
     on = "latents"
 

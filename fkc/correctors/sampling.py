@@ -49,6 +49,13 @@ class WeightedSamples:
     seed: int
     levels: tuple[float, ...]
 
+    def __repr__(self) -> str:
+        populations, particles = self.log_weights.shape
+        return (
+            f"WeightedSamples({populations} populations of {particles}, event {tuple(self.x.shape[2:])}, "
+            f"ESS {float(self.ess.mean()):.1f}, log evidence {float(self.log_evidence.mean()):.4g})"
+        )
+
     @property
     def x(self) -> Tensor:
         """(P, K, *event)."""
@@ -126,7 +133,11 @@ def corrected_model(
         PathCollapsed: the target cannot be normalised at some level.
         ValueError: settings that contradict each other.
     """
+    if not isinstance(target, Target):
+        raise TypeError(f"target: got {type(target).__name__}, expected Annealed(expert, ...) or another Target")
     first: Expert = target.experts[0]
+    if not isinstance(first, Expert):
+        raise TypeError(f"experts[0]: got {type(first).__name__}, expected Expert")
     event = tuple(shape) if shape is not None else first.shape
     if event is None:
         raise ValueError("shape: is not known from the experts; give it")

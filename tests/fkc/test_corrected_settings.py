@@ -126,7 +126,7 @@ def test_draws_by_weight():
     [
         (lambda: Target((), ()), "expected one for each"),
         (lambda: Annealed(gaussian_expert(VE), math.nan), r"exponents\[0\]: got nan"),
-        (lambda: Expert(lambda x, t: x, VE, "epsilon"), "kind: got 'epsilon'"),
+        (lambda: Expert(lambda x, t: x, VE, "drift"), "kind: got 'drift'"),
         (lambda: Expert(lambda x, t: x, VE, std=0.0), "std: got 0.0"),
         (lambda: Diffusion.ve(2.0, 1.0), "0 < min < max"),
         (lambda: VE.levels(0), "steps: got 0"),

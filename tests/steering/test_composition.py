@@ -10,6 +10,8 @@ import diffusers
 import pytest
 import torch
 
+from feynkac.fkc import Annealed as AnnealedLaw
+from feynkac.fkc import Diffusion, Expert
 from feynkac.fkc.errors import CheckpointError
 from feynkac.fkc.run_state import Checkpoint
 from feynkac.fkc.testing.ztest import ZTest
@@ -19,6 +21,7 @@ from feynkac.steering import (
     FKSteering,
     Gradient,
     Guidance,
+    Product,
     SoftValueGuidance,
     SteeringError,
     attach,
@@ -390,12 +393,28 @@ def test_moves_that_are_not_its_own_are_refused():
     noisy, silent = sd("ddpm", mean=M, std=S), sd("ddim", mean=M, std=S)
     with pytest.raises(SteeringError, match="stochastic"):
         composed(noisy, Annealed(B), particles=4, steps=5, transition="native")
-    with pytest.raises(DeterministicStep):
+    with pytest.raises(SteeringError, match=r'needs? transition="stochastic"'):
         composed(silent, Annealed(B), particles=4, steps=5, transition="native")
     with pytest.raises(DeterministicStep):
         composed(silent, Annealed(B), particles=4, steps=5, kernel_eta=0.0)
     with pytest.raises(SteeringError, match="kernel_eta"):
         composed(silent, Annealed(B), particles=1, steps=5, kernel_eta=0.0)
+
+
+def test_what_cannot_be_composed_is_refused():
+    pipe = sd("ddim", mean=M, std=S)
+    with pytest.raises(SteeringError, match="weigh both branches already"):
+        composed(pipe, Annealed(B), Guidance(), particles=4, steps=5)
+    target = AnnealedLaw(Expert(lambda x, t: x, Diffusion.vp()), 2.0)
+    block = attach(pipe, target, particles=4, seed=0)
+    with pytest.raises(ValueError, match=r"got the target feynkac\.fkc\.Annealed"), block:
+        pass
+    with pytest.raises(SteeringError, match="got 1 step, expected at least 2"):
+        composed(pipe, Annealed(B), particles=4, steps=1)
+    with pytest.raises(TypeError, match="experts: got StableDiffusionPipeline, expected expert_of"):
+        Product(pipe)
+    with pytest.raises(TypeError, match="exponents: got float, expected a tuple"):
+        Composition(1.5)
 
 
 def test_two_compositions_are_refused():

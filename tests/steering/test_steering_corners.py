@@ -350,7 +350,7 @@ def test_candidates_are_refused_where_rows_cannot_be_left_out():
         ({"resampler": "nope"}, "unknown resampling scheme 'nope'"),
         ({"ess_threshold": 4}, "ess_threshold: got 4"),
         ({"kernel_eta": 0.5}, "kernel_eta: got 0.5, which only transition"),
-        ({"preview": lambda x: x}, "preview: no control judges images"),
+        ({"preview": len}, "preview: no control judges images"),
         ({"transition": "sde"}, "transition: got 'sde'"),
         ({"final": "all"}, "final: got 'all'"),
         ({"chunk_size": 0}, "chunk_size: got 0"),
