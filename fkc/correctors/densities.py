@@ -35,27 +35,26 @@ def gaussian_log_q(y: Tensor, level: Level) -> Tensor:
 
 def tracked_change(before: Ends, after: Ends, kappa: float) -> Tensor:
     """log q_h'(y') - log q_h(y) (P, K, E) float64 of a move with noise multiplier ``kappa``; divergences at both ends
-    are needed unless it is 1."""
-    changes = []
-    first, last = before.level, after.level
-    for i, (v, w) in enumerate(zip(first.variances, last.variances, strict=True)):
-        if v == w:
-            changes.append(torch.zeros(before.y.shape[:2], dtype=torch.float64))
-            continue
-        up, down = (before, after) if v > w else (after, before)
-        delta = abs(v - w)
-        ratio = down.level.reference.variances[i] / up.level.reference.variances[i]
-        denoised = Normal(up.y + delta * up.scores[:, :, i], delta * ratio)
-        noised = Normal(down.y, torch.tensor(delta, dtype=torch.float64))
-        change = denoised.log_density(down.y) - noised.log_density(up.y)
-        if v > w and kappa != 1.0:
-            excess = 0.5 * sum((_excess(ends, i) for ends in (before, after)), torch.zeros(()))
-            change = change + 0.5 * (kappa - 1.0) * delta * excess
-        changes.append(change if v > w else -change)
-    return torch.stack(changes, dim=2)
+    are needed unless it is 1. The experts' clocks are the sampler's."""
+    fall = before.level.h - after.level.h
+    up, down = (before, after) if fall > 0.0 else (after, before)
+    delta, dimension = abs(fall), before.y[0, 0].numel()
+    pairs = zip(down.level.reference.variances, up.level.reference.variances, strict=True)
+    ratios = torch.tensor([float(lower) / float(upper) for lower, upper in pairs], dtype=torch.float64)
+    step = (down.y - up.y).double()[:, :, None]
+    noised = step.flatten(3).square().sum(dim=3)
+    denoised = (step - delta * up.scores.double()).flatten(3).square().sum(dim=3)
+    change = 0.5 * ((noised - denoised / ratios) / delta - dimension * ratios.log())
+    if fall < 0.0:
+        return -change
+    if kappa != 1.0:
+        excess = 0.5 * sum((_excess(ends) for ends in (before, after)), torch.zeros(()))
+        change = change + 0.5 * (kappa - 1.0) * delta * excess
+    return change
 
 
-def _excess(ends: Ends, i: int) -> Tensor:
-    """div s_i + d/v_i (P, K) float64."""
+def _excess(ends: Ends) -> Tensor:
+    """div s_i + d/v_i (P, K, E) float64."""
     assert ends.divergences is not None  # the model asks for them
-    return ends.divergences[:, :, i] + ends.y[0, 0].numel() / ends.level.reference.variances[i]
+    variances = torch.stack(ends.level.reference.variances)
+    return ends.divergences + ends.y[0, 0].numel() / variances
