@@ -72,7 +72,7 @@ class ComposedPath:
         for expert in self.experts:
             if expert.clock is not None:
                 raise ValueError("clock: got an expert on another schedule, expected the pipeline's own")
-        for name, size in (("target", 8), ("level", 8), ("transition", 4)):  # caches of this path alone
+        for name, size in (("target", 256), ("level", 256), ("transition", 4)):  # caches of this path alone
             object.__setattr__(self, name, functools.lru_cache(maxsize=size)(getattr(self, name)))
 
     def std_at(self, ratio: float) -> float:

@@ -208,7 +208,7 @@ class Composition:
         grouped = {name: memory[name].reshape(*ends.y.shape[:2], *memory[name].shape[1:]) for name in _KEPT}
         before, after = Ends(first, **grouped), replace(ends, level=last)
         after = replace(after, log_q=grouped["log_q"] + tracked_change(before, after, 1.0))
-        log_before = None
+        log_before = memory["log_target"].reshape(ends.y.shape[:2])
         if there.start > 0.0:
             noise = Normal(torch.zeros(()), torch.tensor(there.start, dtype=torch.float64))
             log_before = noise.log_density(before.y)
