@@ -6,12 +6,13 @@ The move is
     \rho = \sqrt{P'/P}\,e, \quad V = P'(1 - e^2), \quad e = \exp\Bigl(-\tfrac\kappa2 \int dh/P\Bigr),
 
 for a guide N(m, P) at h and N(m', P') at h'; the drift that the guide does not contain is left to the residual and to
-the weight. It is an exponential integrator and a gauge in one. Four kinds:
+the weight. It is an exponential integrator and a gauge in one. Five kinds:
 
     reference    the target if every expert were the Gaussian of its claimed moments
     fitted       the same, with moments fitted to each population at the beginning of each move
     velocities   the drift is the sum of the experts' own velocities in the space of the first expert's path
     plain        none: the Euler move
+    ddim         none: the step of DDIM with the combined clean prediction, see :class:`.moves.DDIMTransition`
 
 On a variance-preserving path the sum of velocities is the reference of standard Gaussian data (m = 0, v = 1 + h); on a
 variance-exploding one it is the plain move.
@@ -32,7 +33,7 @@ from .targets import Moments, Target
 
 __all__ = ["Gauge", "Guide", "Transport", "guides_between", "moments_of", "transport"]
 
-Gauge = Literal["reference", "fitted", "velocities", "plain"]
+Gauge = Literal["reference", "fitted", "velocities", "plain", "ddim"]
 
 _PRIOR = 10.0
 """Effective particles that the claimed moments are worth against those of the population."""
@@ -156,7 +157,7 @@ def guides_between(
         last: level after.
         moments: (mean, variance) of the data for ``fitted``.
     """
-    if kind == "plain":
+    if kind in ("plain", "ddim"):
         return _plain(first), _plain(last)
     if kind == "velocities":
         return _velocities(first, last)

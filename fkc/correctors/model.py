@@ -20,14 +20,14 @@ from .controls import Coefficients, Control, fixed_coefficients, least_squares
 from .densities import gaussian_log_q, tracked_change
 from .guides import Gauge, guides_between, moments_of
 from .levels import Ends, Level, level_of
-from .moves import Normal, Transition
+from .moves import Normal, Transition, ddim_transition
 from .targets import Target
 
 __all__ = ["CorrectedModel", "Weights"]
 
 Weights = Literal["auto", "kernel", "rate", "none"]
 
-_GAUGES = ("reference", "fitted", "velocities", "plain")
+_GAUGES = ("reference", "fitted", "velocities", "plain", "ddim")
 _CONTROLS = ("none", "score", "reward", "least_squares")
 _WEIGHTS = ("auto", "kernel", "rate", "none")
 _CARRIED = ("log_q", "divergences", "reward", "reward_gradient", "reward_laplacian")
@@ -125,6 +125,10 @@ class CorrectedModel(FeynmanKacModel):
             )
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"chunk_size: got {self.chunk_size}, expected at least 1")
+        if self.gauge == "ddim" and (self.control != "none" or self.kappa > 1.0):
+            raise ValueError(
+                f"gauge: 'ddim' has no control and its noise is eta^2, at most 1; got {self.control!r}, {self.kappa}"
+            )
         if self.control == "reward" and self.target.tilt is None:
             raise ValueError("control: got 'reward' for a target without one; use target.tilted(reward, scale)")
         rises = any(b > a for a, b in itertools.pairwise(levels))
@@ -219,6 +223,9 @@ class CorrectedModel(FeynmanKacModel):
             first, last = self.levels[step - 1], self.levels[step]
             gauge: Gauge = "reference" if self.gauge == "fitted" else self.gauge
             before, after = guides_between(gauge, self.target, first, last)
+            if self.gauge == "ddim":
+                self._static[step] = ddim_transition(first, last, before, after, self.kappa)
+                return self._static[step]
             fixed = None if last.h > first.h else fixed_coefficients(self.control, first)
             self._static[step] = Transition(first, last, before, after, self.kappa, fixed)
         return self._static[step]

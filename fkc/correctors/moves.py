@@ -24,7 +24,7 @@ from .controls import Coefficients, control_field, control_rate
 from .guides import Guide, Transport, transport
 from .levels import Ends, Level, inner, spread
 
-__all__ = ["Normal", "Transition"]
+__all__ = ["DDIMTransition", "Normal", "Transition", "ddim_transition"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,3 +169,44 @@ class Transition:
         field = (self.after.mean - guide.mean) + spread(stretch, y) * (y - guide.mean) - guide.combined(factors, y)
         slope = stretch - guide.trace(factors)
         return y[0, 0].numel() * slope + inner(field, ends.score())
+
+
+@dataclass(frozen=True, eq=False)
+class DDIMTransition(Transition):
+    r"""The step that a DDIM scheduler makes of the combined clean prediction :math:`D = y + h(S + R)`,
+
+    .. math:: y' = D + \sqrt{(h' - V)/h}\,(y - D) + \sqrt V z, \qquad V = \eta^2 h'(1 - h'/h)
+
+    (Song, Meng, Ermon 2021, eq. 12 and 16, in the frame y = x/alpha): eta = 1 is the step of DDPM and of the ancestral
+    Euler sampler. Its backward kernel is its own reversal for data at one point D,
+
+    .. math:: y = D' + \sqrt{h(h' - V)}/h'\,(y' - D') + \sqrt{V h/h'} z,
+
+    at eta = 1 the noising kernel; so the kernel weight is that of the step taken. Made by :func:`ddim_transition`, with
+    ``kappa`` = V/delta.
+    """
+
+    def forward(self, ends: Ends) -> Normal:
+        """K(. | y)."""
+        if self.fall < 0.0:
+            return super().forward(ends)
+        h, variance = self.first.h, self.kappa * self.fall
+        clean = ends.y + h * ends.score()
+        along = math.sqrt(max(self.last.h - variance, 0.0) / h)
+        return Normal(clean + along * (ends.y - clean), torch.tensor(variance, dtype=torch.float64))
+
+    def backward(self, ends: Ends) -> Normal:
+        """L(. | y')."""
+        if self.fall < 0.0:
+            return super().backward(ends)
+        h, following, variance = self.first.h, self.last.h, self.kappa * self.fall
+        clean = ends.y + following * ends.score()
+        along = math.sqrt(h * max(following - variance, 0.0)) / following
+        return Normal(clean + along * (ends.y - clean), torch.tensor(variance * h / following, dtype=torch.float64))
+
+
+def ddim_transition(first: Level, last: Level, before: Guide, after: Guide, noise: float) -> DDIMTransition:
+    """The step with eta^2 = ``noise``; a rise of the noise is made as ever."""
+    fall = first.h - last.h
+    kappa = noise * last.h * (1.0 - last.h / first.h) / fall if fall > 0.0 else noise
+    return DDIMTransition(first, last, before, after, kappa)

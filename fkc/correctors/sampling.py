@@ -202,7 +202,8 @@ def sample_corrected(
             (and 1 where the experts' log-densities have to be tracked, which is cheapest there).
         gauge: the linear part of every move: ``"reference"``, exact for the Gaussian of the experts' ``mean`` and
             ``std``; ``"fitted"``, for moments fitted to each population on the way; ``"velocities"``, the sum of the
-            experts' own velocities; ``"plain"``, Euler's.
+            experts' own velocities; ``"plain"``, Euler's; ``"ddim"``, the step of a DDIM, DDPM or ancestral scheduler
+            with the combined prediction and eta^2 = ``noise``.
         control: a field added to the drift and counted in the weight: ``"none"``; ``"score"``, constant weights for any
             Gaussian; ``"reward"``, the reward's whole gradient; ``"least_squares"``, the mixture of both and a line
             that makes each increment's variance smallest. Rates then need divergences, see ``Expert.divergence``.

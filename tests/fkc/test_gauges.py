@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from feynkac.fkc import (
     Annealed,
@@ -174,6 +175,48 @@ def test_a_reference_without_spread_makes_the_ancestral_step():
     clean = expert.denoised(cloud.x[0], h)
     assert torch.allclose(kernel.mean[0], clean + following / h * (cloud.x[0] - clean), atol=1e-9)
     assert float(kernel.variance) == pytest.approx(following * (1 - following / h), rel=1e-9)
+
+
+@pytest.mark.parametrize("eta", [0.3, 0.7, 1.0])
+def test_the_step_of_a_ddim_scheduler(eta):
+    """Mean and variance as diffusers' scheduler makes them from the combined prediction."""
+    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(10)
+    t, following = scheduler.timesteps[4:6].tolist()
+    kept = scheduler.alphas_cumprod.double()
+    h, after = ((1.0 - kept[[t, following]]) / kept[[t, following]]).tolist()
+    expert = gaussian_expert(VE, mean=0.7, variance=2.0)
+    model = corrected_model(
+        Annealed(expert, 1.0), levels=[h**0.5, after**0.5], gauge="ddim", noise=eta**2, weights="none"
+    )
+    cloud, _ = model.initial([torch.Generator().manual_seed(0)], 5)
+    kernel = model.transition(1).forward(ends_of(cloud, model.levels[0]))
+    x = kept[t].sqrt() * cloud.x[0]
+    noise = (x - kept[t].sqrt() * expert.denoised(cloud.x[0], h)) / (1.0 - kept[t]).sqrt()
+    made = scheduler.step(noise, t, x, eta=eta, variance_noise=torch.zeros_like(x)).prev_sample
+    drawn = scheduler.step(noise, t, x, eta=eta, variance_noise=torch.ones_like(x)).prev_sample
+    assert torch.allclose(kept[following].sqrt() * kernel.mean[0], made, atol=1e-5)
+    assert torch.allclose(kept[following].sqrt() * kernel.variance.sqrt(), drawn - made, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize("powers", [(1.0,), (-1.0, 2.0)])
+def test_the_evidence_of_ddim_steps_is_unbiased(eta, powers):
+    """50 steps, a model and its guidance at scale 2, over 300 populations; without weights guidance is another law."""
+    wide, narrow = gaussian_expert(VE, variance=2.0), gaussian_expert(VE, mean=0.5, variance=1.0)
+    experts = (wide,) if len(powers) == 1 else (wide, narrow)
+    options = {"gauge": "ddim", "noise": eta**2, "steps": 50, "particles": 300, "populations": 300, "force": True}
+    samples = run(Target(experts, powers), weights="kernel", **options)
+    last = samples.levels[-1]
+    parts = [(1.0, 0.0, 2.0 + last)] if len(powers) == 1 else [(-1.0, 0.0, 2.0 + last), (2.0, 0.5, 1.0 + last)]
+    truth = gaussian_product(*parts)
+    test = ZTest.from_samples((samples.log_evidence - truth.log_evidence).exp(), 1.0)
+    assert test.passed, str(test)
+    assert moments(samples)[1].mean().item() == pytest.approx(truth.variance, rel=0.08)
+    if len(powers) == 2:
+        bare = moments(run(Target(experts, powers), weights="none", **options))[1].mean().item()
+        assert abs(bare / truth.variance - 1.0) > 0.1
 
 
 # --- moving exponents and rewards ------------------------------------------------------------------------------------
