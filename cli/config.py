@@ -21,7 +21,7 @@ from pydantic import (
 from .paths import resolve
 from .quantities import Interval, Length, Temperature, Width, parse_interval, parse_width
 
-__all__ = ["AnalysisConfig", "RunConfig", "Section", "SystemConfig", "VariableConfig", "absolute_paths"]
+__all__ = ["AnalysisConfig", "RunConfig", "Section", "SystemConfig", "VariableConfig", "absolute_paths", "matching"]
 
 
 class Section(BaseModel):
@@ -73,7 +73,9 @@ def _atom(atom: Any) -> int | str:
     return atom
 
 
-def _matching(pattern: str, expectation: str) -> AfterValidator:
+def matching(pattern: str, expectation: str) -> AfterValidator:
+    """Texts that match the whole of ``pattern``; others are told what was expected."""
+
     def check(text: str) -> str:
         if re.fullmatch(pattern, text) is None:
             raise ValueError(f"expected {expectation}")
@@ -85,8 +87,8 @@ def _matching(pattern: str, expectation: str) -> AfterValidator:
 ExistingPath = Annotated[str, BeforeValidator(_existing)]
 XmlFile = Annotated[str, BeforeValidator(_xml)]
 Atom = Annotated[int | str, PlainValidator(_atom)]
-RunName = Annotated[str, _matching(r"[A-Za-z0-9][\w.-]*", "letters, digits, '_', '-' and '.', for a folder name")]
-VariableName = Annotated[str, _matching(r"[A-Za-z]\w*", "a letter, then letters, digits or '_'")]
+RunName = Annotated[str, matching(r"[A-Za-z0-9][\w.-]*", "letters, digits, '_', '-' and '.', for a folder name")]
+VariableName = Annotated[str, matching(r"[A-Za-z]\w*", "a letter, then letters, digits or '_'")]
 IntervalText = Annotated[Interval, PlainValidator(parse_interval), PlainSerializer(str, return_type=str)]
 WidthText = Annotated[Width, PlainValidator(parse_width), PlainSerializer(str, return_type=str)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -117,7 +119,7 @@ class EnergyConfig(Section):
 
     engine: str = "batched"
     precision: Literal["single", "double"] = "double"
-    device: Annotated[str, _matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:NUMBER")] = "auto"
+    device: Annotated[str, matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:NUMBER")] = "auto"
     platform: str = "auto"
     options: dict[str, Any] = {}
 

@@ -25,6 +25,7 @@ from .corrected_truth import truth_of
 from .errors import UserError
 from .job import show
 from .paths import default_run_folder, resolve
+from .progress import resumable
 from .report.corrected_page import write_corrected_report
 from .results import as_json
 from .run_folder import RunFolder
@@ -58,11 +59,8 @@ def run_corrected(console: Console, config: CorrectedConfig, output: Path | None
     many = f"{sampling.populations} x " if sampling.populations > 1 else ""
     text = f"{config.name}: {', '.join(config.targets)}; {many}{sampling.particles:,} particles into {path}"
     console.print(Text(text), soft_wrap=True)
-    try:
+    with resumable(console, path):
         job.execute(folder, console)
-    except KeyboardInterrupt:
-        console.print(Text(f"what was done is kept; go on with: feynkac resume {path}"), soft_wrap=True)
-        raise
 
 
 def resume_corrected(console: Console, folder: RunFolder) -> None:

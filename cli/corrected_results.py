@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..fkc import SMCResult, distinct_roots, generator_for, log_mean_exp, resample
+from ..fkc import SMCResult, distinct_roots, generator_for, resample
+from ..fkc.pooling import joint_weights, merged, pooled_evidence
 from ..fkc.testing.quadrature import ExactTarget
 from .corrected_config import TargetConfig
 from .results import Number
 
-__all__ = ["Outcome", "joint_draws", "merged", "mode_masses", "numbers", "warnings_of"]
+__all__ = ["Outcome", "joint_draws", "mode_masses", "numbers", "warnings_of"]
 
 _FEW = 0.1
 """Below this share of distinct roots, or of effective samples, a warning is due."""
@@ -74,42 +75,6 @@ class Outcome:
 # --- estimates ------------------------------------------------------------------------------------------------------
 
 
-def merged(result: SMCResult, function: Callable[[Tensor], Tensor], *, alike: bool = False) -> tuple[Tensor, Tensor]:
-    """Mean of a function under the target, from all populations, and its standard error.
-
-    Populations count by their evidence, or ``alike``; the error comes from their spread, of a single one from its
-    family tree.
-    """
-    means = result.mean(function)
-    if len(means) == 1:
-        return means[0], result.std_error(function)[0]
-    shares = population_shares(result, alike=alike).reshape(-1, *(1,) * (means.ndim - 1))
-    mean = (shares * means).sum(dim=0)
-    count = len(means)
-    return mean, ((shares * (means - mean)).square().sum(dim=0) * count / (count - 1)).sqrt()
-
-
-def population_shares(result: SMCResult, *, alike: bool) -> Tensor:
-    """(P,) how much each population counts."""
-    if alike:
-        return torch.full_like(result.log_evidence, 1.0 / len(result.log_evidence))
-    return result.log_evidence.softmax(0)
-
-
-def _log_evidence(result: SMCResult) -> tuple[float, float]:
-    values = result.log_evidence
-    mean = float(log_mean_exp(values))
-    if len(values) == 1:
-        return mean, float(result.log_evidence_std_error[0])
-    relative = (values - mean).exp()
-    return mean, float(relative.std() / math.sqrt(len(values))) if math.isfinite(mean) else math.inf
-
-
-def joint_weights(result: SMCResult, *, alike: bool) -> Tensor:
-    """(P K,) normalised weights of all samples together."""
-    return (population_shares(result, alike=alike)[:, None] * result.population.weights).reshape(-1)
-
-
 def joint_draws(outcome: Outcome, way: str, count: int) -> Tensor:
     """Places (count,) of equally weighted draws among the P K samples, in random order."""
     result = outcome.weighted if way == "weighted" else outcome.unweighted
@@ -160,7 +125,7 @@ def numbers(outcomes: Sequence[Outcome]) -> list[Number]:
 
 def _of_one(outcome: Outcome) -> Iterator[Number]:
     result = outcome.weighted
-    value, error = _log_evidence(result)
+    value, error = pooled_evidence(result)
     truth = outcome.truth
     remark = _compared(value, error, None if truth is None else truth.log_integral) or "no exact answer is known"
     if outcome.rates:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,18 +20,12 @@ from ..molecular.systems import MolecularSystem
 from .build import build_energy, build_system
 from .diffusion_train_config import DiffusionTrainConfig
 from .errors import UserError
-from .paths import resolve
 from .run_folder import RunFolder, provenance
 
-__all__ = ["DiffusionTrainJob", "diffusion_inputs"]
+__all__ = ["DiffusionTrainJob"]
 
 _BATCH = 512
 """Samples drawn at a time when the model is judged."""
-
-
-def diffusion_inputs(config: DiffusionTrainConfig) -> dict[str, Path]:
-    """Files whose contents a resumed run must find unchanged."""
-    return {"system.pdb": resolve(config.system.pdb, Path())}
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,18 @@ from .report.page import write_report
 from .results import KHAT_LIMIT, Number, as_json, numbers
 from .run_folder import RunFolder
 
-__all__ = ["FreeEnergyJob", "input_files", "read_draws", "redraw"]
+__all__ = [
+    "VARIABLE",
+    "FreeEnergyJob",
+    "collected_warnings",
+    "input_files",
+    "read_draws",
+    "redraw",
+    "show",
+    "write_tables",
+]
 
-_VARIABLE = "variable_"
+VARIABLE = "variable_"
 """Prefix of the collective variables among the arrays of ``weights.npz``."""
 
 
@@ -74,7 +83,7 @@ class FreeEnergyJob:
 
     def execute(self, folder: RunFolder, console: Console) -> None:
         """Draw (or go on drawing), analyse, write every result, and print the numbers."""
-        with _collected_warnings() as caught:
+        with collected_warnings() as caught:
             result = self._sample(folder, console)
             with console.status("computing free energies"):
                 draws = self._reduce(result)
@@ -120,7 +129,7 @@ class FreeEnergyJob:
             write_trajectory(stage / "samples.dcd", stage / "samples.pdb", result.x, self.system.topology)
             save_arrays(stage / "weights.npz", _arrays(draws, analysis))
             _write_colvar(stage / "COLVAR", draws, self.variables)
-            _write_tables(stage, analysis)
+            write_tables(stage, analysis)
             return _report(stage, folder, self.config, draws, self.request, analysis, found, notes)
 
 
@@ -130,7 +139,7 @@ def redraw(folder: RunFolder, config: RunConfig, console: Console) -> None:
     draws = read_draws(folder)
     variables = build_variables(config.analysis, build_system(config.system).topology)
     request = build_request(config.analysis, variables, config.sampling.seed)
-    with _collected_warnings() as caught:
+    with collected_warnings() as caught:
         analysis = analyse(draws, request)
     calls = int(recorded["numbers"]["energy_calls"]["value"])
     found, notes = numbers(analysis, request.difference, calls), _notes(analysis, caught)
@@ -155,7 +164,7 @@ def read_draws(folder: RunFolder) -> WeightedDraws:
             log_weights=arrays["log_weights"],
             log_q=arrays["log_q"],
             energies=arrays["energies"],
-            variables={k.removeprefix(_VARIABLE): v for k, v in arrays.items() if k.startswith(_VARIABLE)},
+            variables={k.removeprefix(VARIABLE): v for k, v in arrays.items() if k.startswith(VARIABLE)},
             kT=float(arrays["kT"]),
         )
     except KeyError as error:
@@ -206,7 +215,7 @@ def _arrays(draws: WeightedDraws, analysis: Analysis) -> dict[str, torch.Tensor]
         "log_q": draws.log_q,
         "energies": draws.energies,
         "kT": torch.tensor(draws.kT, dtype=torch.float64),
-        **{_VARIABLE + name: values for name, values in draws.variables.items()},
+        **{VARIABLE + name: values for name, values in draws.variables.items()},
     }
 
 
@@ -216,7 +225,8 @@ def _write_colvar(path: Path, draws: WeightedDraws, variables: list[CollectiveVa
     write_colvar(path, columns, periods={v.name: v.period for v in variables})
 
 
-def _write_tables(stage: Path, analysis: Analysis) -> None:
+def write_tables(stage: Path, analysis: Analysis) -> None:
+    """The surface and the profiles, with their errors, in PLUMED's layout."""
     if analysis.surface is not None:
         write_fes(stage / "fes.dat", analysis.surface)
         write_fes_uncertainty(stage / "fes_uncertainty.dat", analysis.surface)
@@ -239,7 +249,7 @@ def _notes(analysis: Analysis, caught: list[str]) -> list[str]:
 
 
 @contextmanager
-def _collected_warnings() -> Iterator[list[str]]:
+def collected_warnings() -> Iterator[list[str]]:
     """Messages of the warnings raised inside."""
     messages: list[str] = []
     with warnings.catch_warnings(record=True) as caught:

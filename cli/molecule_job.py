@@ -14,12 +14,13 @@ from ..fkc.checkpoint import exists, load_state, save_state
 from ..molecular.io import read_weights, write_colvar, write_trajectory
 from ..molecular.io import write_weights as save_arrays
 from .errors import UserError
-from .job import _collected_warnings, _write_tables, show
+from .job import collected_warnings, show, write_tables
 from .molecule_build import Molecule, input_files
 from .molecule_config import MoleculeConfig
 from .molecule_progress import watching_moves
 from .molecule_results import Outcome, arrays_of, numbers, outcome_of, warnings_of
 from .paths import default_run_folder
+from .progress import resumable
 from .report.molecule_page import write_molecule_report
 from .results import as_json
 from .run_folder import RunFolder
@@ -55,11 +56,8 @@ def run_molecule(console: Console, config: MoleculeConfig, output: Path | None) 
         f"{config.exponent:g}; {s.populations} x {s.particles:,} particles into {path}"
     )
     console.print(Text(text), soft_wrap=True)
-    try:
+    with resumable(console, path):
         job.execute(folder, console)
-    except KeyboardInterrupt:
-        console.print(Text(f"what was done is kept; go on with: feynkac resume {path}"), soft_wrap=True)
-        raise
 
 
 def resume_molecule(console: Console, folder: RunFolder) -> None:
@@ -87,7 +85,7 @@ def redraw_molecule(folder: RunFolder, config: MoleculeConfig, console: Console)
     if not place.is_file():
         raise UserError(f"{place}: missing, although the run is complete")
     molecule = Molecule.build(config)
-    with _collected_warnings() as caught:
+    with collected_warnings() as caught:
         outcome = outcome_of(molecule, read_weights(place))
     _conclude(folder, console, outcome, None, caught)
 
@@ -113,7 +111,7 @@ class MoleculeJob:
 
     def execute(self, folder: RunFolder, console: Console) -> None:
         """Run what is not done yet, then write every result, and print the numbers."""
-        with _collected_warnings() as caught:
+        with collected_warnings() as caught:
             self._sample(folder, console)
             with console.status("computing free energies"):
                 states = {unit: load_state(folder.checkpoint / unit)[0] for unit in self.units}
@@ -190,4 +188,4 @@ def _write_surfaces(stage: Path, outcome: Outcome) -> None:
     for way, analysis in outcome.analyses.items():
         place = stage if way == "corrected" else stage / way
         place.mkdir(exist_ok=True)
-        _write_tables(place, analysis)
+        write_tables(place, analysis)

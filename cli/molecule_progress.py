@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from ..steering import Run
 from .run_folder import RunFolder
-from .steer_progress import _Bar
+from .steer_progress import StepBar
 
 __all__ = ["MoveWatch", "watching_moves"]
 
@@ -38,9 +38,9 @@ class MoveWatch:
         """The unit has particles."""
         self.run = run
 
-    def progress_bar(self, iterable: Any = None, total: int | None = None) -> _Bar:
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> StepBar:
         """What stands in for the pipeline's own method."""
-        return _Bar(self._stepped, iterable, total)
+        return StepBar(self._stepped, iterable, total)
 
     def _stepped(self, steps: int | None) -> None:
         for record in self.run.records[self.written :]:

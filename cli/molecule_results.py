@@ -18,7 +18,7 @@ from ..molecular.free_energy.difference import FEW_EFFECTIVE_SAMPLES, FewEffecti
 from ..molecular.pipeline import Analysis, analyse, evaluate_variables
 from ..molecular.units import kT
 from .errors import UserError
-from .job import _VARIABLE
+from .job import VARIABLE
 from .molecule_build import Molecule
 from .results import KHAT_LIMIT, Number
 
@@ -80,7 +80,7 @@ def arrays_of(molecule: Molecule, states: Mapping[str, Mapping[str, Tensor]]) ->
         values = {
             "energies": molecule.energy(positions.double()).cpu(),
             "bond_energies": molecule.bonds(positions),
-            **{_VARIABLE + n: v for n, v in evaluate_variables(molecule.variables, positions.double()).items()},
+            **{VARIABLE + n: v for n, v in evaluate_variables(molecule.variables, positions.double()).items()},
         }
         found |= {prefix + name: value.reshape(shape) for name, value in values.items()}
     return found
@@ -126,7 +126,7 @@ def _frames(molecule: Molecule, arrays: Mapping[str, Tensor], way: str) -> Weigh
         groups=groups,
         energies=energies,
         bond_energies=arrays[f"{prefix}bond_energies"].reshape(-1),
-        variables={v.name: arrays[f"{prefix}{_VARIABLE}{v.name}"].reshape(-1) for v in molecule.variables},
+        variables={v.name: arrays[f"{prefix}{VARIABLE}{v.name}"].reshape(-1) for v in molecule.variables},
         kT=kT(temperature),
     )
 

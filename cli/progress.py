@@ -1,22 +1,34 @@
-"""The progress bar of drawing samples, and the line of ``metrics.jsonl`` that each chunk leaves."""
+"""The progress bar of drawing samples, the line of ``metrics.jsonl`` that each chunk leaves, and how to go on."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from ..fkc.checkpoint import load_state
 from ..fkc.weights import log_mean_exp
 from .run_folder import RunFolder
 
-__all__ = ["sampling_progress"]
+__all__ = ["resumable", "sampling_progress"]
 
 Report = Callable[[int, int, float, int], None]
+
+
+@contextmanager
+def resumable(console: Console, path: Path) -> Iterator[None]:
+    """Says how to go on where the work inside is interrupted from the keyboard."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(Text(f"what was done is kept; go on with: feynkac resume {path}"), soft_wrap=True)
+        raise
 
 
 class _Metrics:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ..fkc.resampling import SCHEMES
-from .config import ExistingPath, Positive, RunName, Section, Seed, _matching, absolute_paths
+from .config import ExistingPath, Positive, RunName, Section, Seed, absolute_paths, matching
 
 __all__ = [
     "CallConfig",
@@ -48,7 +48,7 @@ class ModelConfig(Section):
     folder: ExistingPath
     scheduler: str | None = None
     dtype: Literal["float16", "bfloat16", "float32", "float64"] = "float32"
-    device: Annotated[str, _matching(r"auto|cpu|cuda(:\d+)?|mps", "auto, cpu, cuda, cuda:NUMBER or mps")] = "auto"
+    device: Annotated[str, matching(r"auto|cpu|cuda(:\d+)?|mps", "auto, cpu, cuda, cuda:NUMBER or mps")] = "auto"
 
 
 class CallConfig(Section):
@@ -63,7 +63,7 @@ class CallConfig(Section):
     steps: Positive | None = None
     guidance_scale: Finite | None = None
     eta: Fraction | None = None
-    size: Annotated[str, _matching(r"[1-9]\d*x[1-9]\d*", "HEIGHTxWIDTH in pixels, such as 512x768")] | None = None
+    size: Annotated[str, matching(r"[1-9]\d*x[1-9]\d*", "HEIGHTxWIDTH in pixels, such as 512x768")] | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")

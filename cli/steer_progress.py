@@ -18,10 +18,10 @@ from ..steering import Run
 from .run_folder import RunFolder
 from .steer_units import Unit
 
-__all__ = ["StepWatch", "keep_finished", "watching"]
+__all__ = ["StepBar", "StepWatch", "keep_finished", "watching"]
 
 
-class _Bar(tqdm):  # type: ignore[type-arg]
+class StepBar(tqdm):  # type: ignore[type-arg]
     """Silent; says that a step was made."""
 
     def __init__(self, notify: Callable[[int | None], None], iterable: Any, total: int | None) -> None:
@@ -35,6 +35,7 @@ class _Bar(tqdm):  # type: ignore[type-arg]
             self._notify(self._steps)
 
     def update(self, n: float | None = 1) -> None:
+        """A step was made."""
         self._notify(self._steps)
 
 
@@ -58,9 +59,9 @@ class StepWatch:
         self.unit, self.run, self.written = unit, run, 0
         self.bar.update(self.task, unit=f"{unit.condition.title[:32]}, seed {unit.seed}", moves="-", ess="-")
 
-    def progress_bar(self, iterable: Any = None, total: int | None = None) -> _Bar:
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> StepBar:
         """What stands in for the pipeline's own method."""
-        return _Bar(self._stepped, iterable, total)
+        return StepBar(self._stepped, iterable, total)
 
     def _stepped(self, steps: int | None) -> None:
         if self.run is None:

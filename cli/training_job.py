@@ -19,6 +19,7 @@ from ..molecular.dynamics import Ensemble, EnsembleSettings, sample_ensemble
 from ..molecular.energies import Energy
 from ..molecular.systems import MolecularSystem
 from .build import build_energy, build_system
+from .diffusion_train_config import DiffusionTrainConfig
 from .paths import resolve
 from .run_folder import RunFolder
 from .train_config import TrainConfig
@@ -32,8 +33,8 @@ _HELD_OUT = 10_000
 """Held-out frames that judge the flow; more cost time at every evaluation and tell no more."""
 
 
-def training_inputs(config: TrainConfig) -> dict[str, Path]:
-    """Files whose contents a resumed run must find unchanged."""
+def training_inputs(config: TrainConfig | DiffusionTrainConfig) -> dict[str, Path]:
+    """Files whose contents a resumed training on a molecule's frames must find unchanged."""
     return {"system.pdb": resolve(config.system.pdb, Path())}
 
 

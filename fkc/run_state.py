@@ -16,7 +16,7 @@ from .errors import CheckpointError
 from .population import Population
 from .streams import Streams
 
-__all__ = ["Checkpoint", "Record", "RunState", "restore_run", "save_run"]
+__all__ = ["Checkpoint", "Record", "RunState", "refuse_other_run", "restore_run", "save_run"]
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,7 @@ def restore_run(checkpoint: Checkpoint, identity: Mapping[str, Any], device: tor
     if not storage.exists(checkpoint.folder):
         return None
     tensors, meta = storage.load_state(checkpoint.folder)
-    stored = meta["identity"]
-    differing = [
-        f"{key}: {stored.get(key)!r} there, {identity[key]!r} here"
-        for key in identity
-        if stored.get(key) != identity[key]
-    ]
-    if differing:
-        raise CheckpointError(f"{checkpoint.folder} belongs to another run ({'; '.join(differing)})")
+    refuse_other_run(checkpoint, meta["identity"], identity)
     record = {name: tuple(values.unbind(0)) for name, values in _group("record", tensors, device).items()}
     return RunState(
         Cloud.from_state_dict(_group("cloud", tensors, device)),
@@ -117,6 +110,17 @@ def restore_run(checkpoint: Checkpoint, identity: Mapping[str, Any], device: tor
         int(meta["index"]),
         Record(record),
     )
+
+
+def refuse_other_run(checkpoint: Checkpoint, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where what a run says of itself is not what is ``stored``, naming the differences."""
+    differing = [
+        f"{key}: {stored.get(key)!r} there, {value!r} here"
+        for key, value in identity.items()
+        if stored.get(key) != value
+    ]
+    if differing:
+        raise CheckpointError(f"{checkpoint.folder} belongs to another run ({'; '.join(differing)})")
 
 
 def _group(name: str, tensors: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:

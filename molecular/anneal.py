@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..fkc import effective_sample_size
 from .energies.bonded import Bonds
 from .energies.read_system import read_system
 from .free_energy import FreeEnergyDifference, free_energy_difference
@@ -55,7 +56,7 @@ class WeightedFrames:
         """How many independent groups carry the weight: 1 over the sum of squares of their shares."""
         weights = normalized_weights(self.log_weights)
         shares = torch.zeros(int(self.groups.max()) + 1, dtype=torch.float64).index_add(0, self.groups, weights)
-        return 1.0 / float(shares.square().sum())
+        return float(effective_sample_size(shares.log()))
 
     def mean(self, values: Tensor) -> tuple[float, float]:
         """Weighted mean of ``values`` (n,), and its standard error.

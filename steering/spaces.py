@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
+
+from ..fkc.mean_free import mean_free_basis
 
 __all__ = ["Everything", "MeanFree", "Space", "effective_std"]
 
@@ -59,22 +60,11 @@ class MeanFree:
 
     def inner(self, x: Tensor) -> Tensor:
         """Orthonormal coordinates; the mean is dropped."""
-        return torch.einsum("kn,rnd->rkd", _helmert(self.particles).to(x), x)
+        return torch.einsum("nk,rnd->rkd", mean_free_basis(self.particles).to(x), x)
 
     def outer(self, z: Tensor) -> Tensor:
         """Mean-free configurations."""
-        return torch.einsum("kn,rkd->rnd", _helmert(self.particles).to(z), z)
-
-
-@functools.cache
-def _helmert(n: int) -> Tensor:
-    """(n - 1, n): orthonormal rows that are orthogonal to the constant one."""
-    rows = torch.zeros((n - 1, n), dtype=torch.float64)
-    for k in range(1, n):
-        rows[k - 1, :k] = 1.0
-        rows[k - 1, k] = -k
-        rows[k - 1] /= math.sqrt(k * (k + 1))
-    return rows
+        return torch.einsum("nk,rkd->rnd", mean_free_basis(self.particles).to(z), z)
 
 
 def effective_std(

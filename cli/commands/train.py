@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -53,15 +54,7 @@ def train_flow(console: Console, config_file: Path, output: Path | None, overrid
         UserError: for any problem of the config; before any folder is made.
         FileExistsError: if the output exists.
     """
-    config = load_config(config_path(config_file), TrainConfig, overrides)
-    path = default_run_folder(config.name) if output is None else output
-    RunFolder.refuse_existing(path)
-    system = build_system(config.system)
-    config = config.model_copy(update={"energy": settle_energy(config.energy, system)})
-    job = TrainingJob.build(config, system)
-    folder = RunFolder.create(path, config, training_inputs(config))
-    console.print(Text(f"{config.name}: training into {path}"), soft_wrap=True)
-    job.execute(folder, console)
+    _train_molecule(console, config_file, output, overrides, TrainConfig, TrainingJob)
 
 
 def train_value(console: Console, config_file: Path, output: Path | None, overrides: Sequence[str]) -> None:
@@ -106,15 +99,22 @@ def train_diffusion(console: Console, config_file: Path, output: Path | None, ov
         FileExistsError: if the output exists.
     """
     from ..diffusion_train_config import DiffusionTrainConfig
-    from ..diffusion_train_job import DiffusionTrainJob, diffusion_inputs
+    from ..diffusion_train_job import DiffusionTrainJob
 
-    config = load_config(config_path(config_file), DiffusionTrainConfig, overrides)
+    _train_molecule(console, config_file, output, overrides, DiffusionTrainConfig, DiffusionTrainJob)
+
+
+def _train_molecule(
+    console: Console, config_file: Path, output: Path | None, overrides: Sequence[str], config_type: Any, job_type: Any
+) -> None:
+    """A job on frames of one molecule's dynamics: its config, its system and energy, its folder."""
+    config = load_config(config_path(config_file), config_type, overrides)
     path = default_run_folder(config.name) if output is None else output
     RunFolder.refuse_existing(path)
     system = build_system(config.system)
     config = config.model_copy(update={"energy": settle_energy(config.energy, system)})
-    job = DiffusionTrainJob.build(config, system)
-    folder = RunFolder.create(path, config, diffusion_inputs(config))
+    job = job_type.build(config, system)
+    folder = RunFolder.create(path, config, training_inputs(config))
     console.print(Text(f"{config.name}: training into {path}"), soft_wrap=True)
     job.execute(folder, console)
 
@@ -127,8 +127,8 @@ def resume_diffusion(console: Console, folder: RunFolder) -> None:
         CheckpointError: a file is damaged.
     """
     from ..diffusion_train_config import DiffusionTrainConfig
-    from ..diffusion_train_job import DiffusionTrainJob, diffusion_inputs
+    from ..diffusion_train_job import DiffusionTrainJob
 
     config = load_config(folder.config, DiffusionTrainConfig)
-    folder.check_inputs(diffusion_inputs(config))
+    folder.check_inputs(training_inputs(config))
     DiffusionTrainJob.build(config).execute(folder, console)

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 from ..config import RunConfig
 
-__all__ = ["citations", "force_field_citations"]
+__all__ = ["CORRECTORS", "citations", "force_field_citations"]
+
+CORRECTORS = (
+    "feynkac: the feynkac developers, version {version}.",
+    "Feynman-Kac correctors: M. Skreta, T. Akhound-Sadegh, V. Ohanesian, R. Bondesan, A. Aspuru-Guzik, A. Doucet, "
+    "R. Brekelmans, A. Tong, K. Neklyudov, ICML, PMLR 267, 55906 (2025).",
+    "Sequential Monte Carlo samplers: P. Del Moral, A. Doucet, A. Jasra, J. R. Stat. Soc. B 68, 411 (2006).",
+)
+"""What a run of correctors rests on; ``version`` is to be filled in."""
 
 _ALWAYS = (
     "feynkac: the feynkac developers, version {version}.",

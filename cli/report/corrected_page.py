@@ -13,6 +13,7 @@ from ..corrected_exponent import Exponent
 from ..corrected_results import Outcome
 from ..results import Number
 from . import corrected_plots as plots
+from .citations import CORRECTORS
 from .html import write_page
 from .style import png
 
@@ -122,10 +123,7 @@ def _figures(outcome: Outcome) -> dict[str, tuple[Figure, str, bool]]:
 
 
 _ALWAYS = (
-    "feynkac: the feynkac developers, version {version}.",
-    "Feynman-Kac correctors: M. Skreta, T. Akhound-Sadegh, V. Ohanesian, R. Bondesan, A. Aspuru-Guzik, A. Doucet, "
-    "R. Brekelmans, A. Tong, K. Neklyudov, ICML, PMLR 267, 55906 (2025).",
-    "Sequential Monte Carlo samplers: P. Del Moral, A. Doucet, A. Jasra, J. R. Stat. Soc. B 68, 411 (2006).",
+    *CORRECTORS,
     "Standard errors from one run: A. Lee, N. Whiteley, Biometrika 105, 609 (2018).",
 )
 _GUIDANCE = "Classifier-free guidance: J. Ho, T. Salimans, arXiv:2207.12598 (2022)."

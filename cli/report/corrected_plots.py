@@ -11,8 +11,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ...fkc.pooling import joint_weights
 from ...steering.plot_style import colour
-from ..corrected_results import Outcome, joint_draws, joint_weights, mode_masses
+from ..corrected_results import Outcome, joint_draws, mode_masses
 from .style import ACCENT, INK, MUTED, SECOND, Array, figure, styled
 
 __all__ = ["draw_classes", "draw_images", "draw_modes", "draw_trace", "draw_vectors"]

@@ -12,7 +12,7 @@ from ..molecule_config import MoleculeConfig
 from ..molecule_results import Outcome
 from ..results import Number
 from . import molecule_plots as plots
-from .citations import force_field_citations
+from .citations import CORRECTORS, force_field_citations
 from .html import write_page
 from .plots import draw_weights
 from .style import png
@@ -102,10 +102,7 @@ def _figures(outcome: Outcome) -> dict[str, tuple[Figure, str, bool]]:
 
 
 _ALWAYS = (
-    "feynkac: the feynkac developers, version {version}.",
-    "Feynman-Kac correctors: M. Skreta, T. Akhound-Sadegh, V. Ohanesian, R. Bondesan, A. Aspuru-Guzik, A. Doucet, "
-    "R. Brekelmans, A. Tong, K. Neklyudov, ICML, PMLR 267, 55906 (2025).",
-    "Sequential Monte Carlo samplers: P. Del Moral, A. Doucet, A. Jasra, J. R. Stat. Soc. B 68, 411 (2006).",
+    *CORRECTORS,
     "OpenMM 8: P. Eastman et al., J. Phys. Chem. B 128, 109 (2024).",
     "MDTraj: R. T. McGibbon et al., Biophys. J. 109, 1528 (2015).",
     "diffusers: P. von Platen et al., Diffusers: state-of-the-art diffusion models, github.com/huggingface/diffusers.",

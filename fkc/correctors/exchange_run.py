@@ -13,8 +13,7 @@ from torch import Tensor
 
 from .. import checkpoint as storage
 from ..cloud import Cloud
-from ..errors import CheckpointError
-from ..run_state import Checkpoint
+from ..run_state import Checkpoint, refuse_other_run
 from ..streams import Streams
 from .ladder import Exchange, Ladder, SweepInfo
 from .tallies import Estimate, Kept, Tally, batched_error
@@ -186,14 +185,7 @@ def restored(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> ExchangeRun
     if not storage.exists(checkpoint.folder):
         return None
     tensors, meta = storage.load_state(checkpoint.folder)
-    stored = meta["identity"]
-    differing = [
-        f"{key}: {stored.get(key)!r} there, {value!r} here"
-        for key, value in identity.items()
-        if stored.get(key) != value
-    ]
-    if differing:
-        raise CheckpointError(f"{checkpoint.folder} belongs to another run ({'; '.join(differing)})")
+    refuse_other_run(checkpoint, meta["identity"], identity)
 
     def group(name: str) -> dict[str, Tensor]:
         return {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}

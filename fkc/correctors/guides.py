@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ..experts import Expert
+from ..population import Population
 from .levels import Level, spread
 from .targets import Moments, Target
 
@@ -119,20 +120,19 @@ def _transport_of_numbers(first: float, last: float, noise: float) -> Transport:
     return Transport(*(torch.tensor(number, dtype=torch.float64) for number in numbers))
 
 
-def moments_of(y: Tensor, weights: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+def moments_of(y: Tensor, population: Population, level: Level) -> tuple[Tensor, Tensor]:
     """Data moments that make the target's reference at ``level`` have the mean and variance of the particles.
 
     Args:
         y: (P, K, *event).
-        weights: (P, K) normalised; a population without finite weights keeps what is claimed.
+        population: of the particles; a collapsed one keeps what is claimed.
         level: where.
 
     Returns:
         Mean (P, 1, *event) and variance (P, 1) float64 of the data.
     """
     claimed = level.reference
-    w = torch.where(weights.isfinite(), weights, 0.0)
-    size = torch.where(w.sum(dim=1) > 0, 1.0 / w.square().sum(dim=1).clamp(min=1e-300), 0.0)
+    w, size = torch.nan_to_num(population.weights), population.ess
     share = spread((size / (size + _PRIOR))[:, None], y)
     values = y.double()
     weighted = spread(w, values)

@@ -238,7 +238,7 @@ class CorrectedModel(FeynmanKacModel):
         shared = _shared(len(ends.y), self.shape)
         if transition.fall > 0.0:
             if self.gauge == "fitted":
-                mean, variance = moments_of(ends.y, population.weights, transition.first)
+                mean, variance = moments_of(ends.y, population, transition.first)
                 shared |= {"mean": mean[:, 0], "variance": variance[:, 0]}
                 transition = self._fitted(transition, shared)
             if self.control == "least_squares":

@@ -205,15 +205,6 @@ class Target(Generic[E]):
             mean = moments[0]
         return GaussianReference(mean, 1.0 / total, tuple(means), tuple(variances), tuple(data), powers)
 
-    def check_path(self: Target[Expert], levels: Sequence[float], shape: Sequence[int]) -> None:
-        """The Gaussian test that the target can be normalised at every level (variances ``levels``, noise first).
-
-        Raises:
-            PathCollapsed: it cannot somewhere.
-        """
-        for i, h in enumerate(levels):
-            self.reference(h, i / (len(levels) - 1), shape)
-
 
 class Annealed(Target[E]):
     """q^beta.

@@ -22,28 +22,13 @@ from torch import Tensor
 
 from ..diffusion import Diffusion
 from ..experts import Expert
+from ..mean_free import mean_free_basis
 
-__all__ = ["Cluster", "mean_free_basis", "wasserstein"]
+__all__ = ["Cluster", "wasserstein"]
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 Pair = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Squared distances -> pair energies and their derivatives by the squared distance."""
-
-
-def mean_free_basis(particles: int) -> Tensor:
-    """(n, n - 1) float64 with orthonormal columns that sum to zero (Helmert's).
-
-    Raises:
-        ValueError: fewer than two particles.
-    """
-    if particles < 2:
-        raise ValueError(f"particles: got {particles}, expected at least 2")
-    basis = torch.zeros((particles, particles - 1), dtype=torch.float64)
-    for k in range(1, particles):
-        basis[:k, k - 1] = 1.0
-        basis[k, k - 1] = -float(k)
-    normed: Tensor = basis / basis.norm(dim=0)
-    return normed
 
 
 @dataclass(frozen=True, eq=False)

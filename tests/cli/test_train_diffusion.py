@@ -19,6 +19,7 @@ from feynkac.cli.errors import UserError
 from feynkac.cli.main import app
 from feynkac.cli.paths import resolve
 from feynkac.cli.run_folder import RunFolder
+from feynkac.cli.training_job import training_inputs
 from feynkac.cli.validation import load_config
 from feynkac.molecular.diffusion import MoleculePipeline
 from feynkac.molecular.diffusion.training import DenoiserFit
@@ -124,7 +125,7 @@ def test_a_changed_molecule_is_noticed(workplace):
     (workplace / "own.pdb").write_bytes(source.read_bytes())
     (workplace / "small.yaml").write_text(SMALL.replace("data:molecules/alanine_dipeptide.pdb", "own.pdb"))
     config = load_config(workplace / "small.yaml", DiffusionTrainConfig)
-    folder = RunFolder.create(workplace / "run", config, diffusion_train_job.diffusion_inputs(config))
+    folder = RunFolder.create(workplace / "run", config, training_inputs(config))
     (workplace / "own.pdb").write_text("END\n")
     with pytest.raises(UserError, match=r"system\.pdb changed"):
         resume_diffusion(Console(quiet=True), folder)

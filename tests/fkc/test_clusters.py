@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from feynkac.fkc import Diffusion
-from feynkac.fkc.testing.clusters import Cluster, mean_free_basis, wasserstein
+from feynkac.fkc.mean_free import mean_free_basis
+from feynkac.fkc.testing.clusters import Cluster, wasserstein
 
 CLUSTERS = {"lennard_jones": Cluster.lennard_jones(13), "double_well": Cluster.double_well(4)}
 

@@ -38,7 +38,12 @@ def test_faces_are_targets():
     assert AnnealedProduct([a, b], 1.5).powers(0.3) == (1.5, 1.5)
     assert GeometricAverage(a, b, 3.0).powers(0.3) == (-2.0, 3.0)
     assert GeometricAverage(a, b, lambda u: 1 + u).powers(0.5) == (-0.5, 1.5)
-    assert Product(a, b).tilted(lambda y: y.sum(dim=1)).tilt is not None
+    assert Product(a, b).reward_scale(1.0) == 0.0
+    plain = Product(a, b).tilted(lambda y: y.sum(dim=1))
+    assert plain.tilt is not None
+    assert [plain.reward_scale(u, signal=0.3) for u in (0.25, 1.0)] == [0.3, 1.0]
+    assert plain.tilt.value_and_gradient(torch.ones(2, 1).double())[0].tolist() == [1.0, 1.0]
+    assert plain.experts == (a, b)
     tilted = Product(a, b).tilted(lambda y: 3.0 * y.sum(dim=1), lambda u: 2.0 * u)
     assert tilted.powers(0.3) == (1.0, 1.0)
     assert tilted.reward_scale(0.25) == 0.5

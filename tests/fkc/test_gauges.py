@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 
 from feynkac.fkc import (
     Annealed,
@@ -180,6 +179,8 @@ def test_a_reference_without_spread_makes_the_ancestral_step():
 @pytest.mark.parametrize("eta", [0.3, 0.7, 1.0])
 def test_the_step_of_a_ddim_scheduler(eta):
     """Mean and variance as diffusers' scheduler makes them from the combined prediction."""
+    from diffusers import DDIMScheduler
+
     scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
     scheduler.set_timesteps(10)
     t, following = scheduler.timesteps[4:6].tolist()
