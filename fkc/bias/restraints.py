@@ -1,0 +1,142 @@
+"""Walls and restraints on one variable: they belong to the target, not to the bias, and are reported by themselves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["FlatBottom", "Harmonic", "LowerWall", "UpperWall", "Wall"]
+
+
+class Wall(Protocol):
+    """An energy of one variable."""
+
+    def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """R and dR/ds, (B,) each, of values (B,)."""
+        ...
+
+
+def _positive(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not (number > 0.0 and math.isfinite(number)):
+            raise ValueError(f"{name}: got {number!r}, expected a positive number")
+
+
+@dataclass(frozen=True)
+class UpperWall:
+    """k ((s - at + offset) / scale)^exponent where that is positive (PLUMED's UPPER_WALLS).
+
+    Attributes:
+        at: where the wall stands, in the unit of the variable.
+        stiffness: k, energy.
+        exponent: at least 1.
+        scale: unit of the variable.
+        offset: the wall begins this much before ``at``.
+    """
+
+    at: float
+    stiffness: float
+    exponent: float = 2.0
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive(stiffness=self.stiffness, scale=self.scale)
+        if not (self.exponent >= 1.0 and math.isfinite(self.exponent)):
+            raise ValueError(f"exponent: got {self.exponent!r}, expected at least 1")
+
+    def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """R and dR/ds, (B,) each."""
+        return _power(values - self.at + self.offset, self.stiffness, self.exponent, self.scale)
+
+
+@dataclass(frozen=True)
+class LowerWall:
+    """k ((at + offset - s) / scale)^exponent where that is positive (PLUMED's LOWER_WALLS, its offset negated).
+
+    Attributes:
+        at: where the wall stands, in the unit of the variable.
+        stiffness: k, energy.
+        exponent: at least 1.
+        scale: unit of the variable.
+        offset: the wall begins this much before ``at``.
+    """
+
+    at: float
+    stiffness: float
+    exponent: float = 2.0
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        UpperWall(self.at, self.stiffness, self.exponent, self.scale, self.offset)
+
+    def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """R and dR/ds, (B,) each."""
+        value, slope = _power(self.at + self.offset - values, self.stiffness, self.exponent, self.scale)
+        return value, -slope
+
+
+@dataclass(frozen=True)
+class Harmonic:
+    """stiffness / 2 times the squared distance from ``center``, the short way around a circle.
+
+    Attributes:
+        center: in the unit of the variable.
+        stiffness: energy over squared unit.
+        period: of the variable, or None.
+    """
+
+    center: float
+    stiffness: float
+    period: float | None = None
+
+    def __post_init__(self) -> None:
+        _positive(stiffness=self.stiffness)
+
+    def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """R and dR/ds, (B,) each."""
+        distance = _around(values - self.center, self.period)
+        return 0.5 * self.stiffness * distance * distance, self.stiffness * distance
+
+
+@dataclass(frozen=True)
+class FlatBottom:
+    """Zero within ``half_width`` of ``center``, harmonic beyond.
+
+    Attributes:
+        center: in the unit of the variable.
+        half_width: of the flat part.
+        stiffness: energy over squared unit.
+        period: of the variable, or None.
+    """
+
+    center: float
+    half_width: float
+    stiffness: float
+    period: float | None = None
+
+    def __post_init__(self) -> None:
+        _positive(stiffness=self.stiffness, half_width=self.half_width)
+
+    def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """R and dR/ds, (B,) each."""
+        distance = _around(values - self.center, self.period)
+        beyond = torch.where(distance.abs() > self.half_width, distance - distance.sign() * self.half_width, 0.0)
+        beyond = torch.where(distance.isnan(), distance, beyond)
+        return 0.5 * self.stiffness * beyond * beyond, self.stiffness * beyond
+
+
+def _power(beyond: Tensor, stiffness: float, exponent: float, scale: float) -> tuple[Tensor, Tensor]:
+    scaled = beyond.clamp_min(0.0) / scale
+    value = stiffness * scaled**exponent
+    slope = stiffness * exponent / scale * scaled ** (exponent - 1.0)
+    return value, torch.where(beyond <= 0.0, 0.0, slope + 0.0 * beyond)  # NaN stays NaN
+
+
+def _around(difference: Tensor, period: float | None) -> Tensor:
+    return difference if period is None else difference - period * torch.round(difference / period)
