@@ -7,16 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from rich.console import Console
 from rich.text import Text
 
-from ..fkc.errors import NonFiniteWeightWarning
-from ..flows.importance import ImportanceResult, ParetoWarning, importance_sample
+from ..fkc.errors import NonFiniteWeightWarning, ParetoWarning
+from ..flows.importance import ImportanceResult, importance_sample
 from ..flows.proposal import Proposal
 from ..molecular.cvs import CollectiveVariable
+from ..molecular.dynamics import WalkerRetiredWarning
 from ..molecular.energies import Energy
+from ..molecular.free_energy import FreeEnergySurface
 from ..molecular.io import read_weights, write_colvar, write_fes, write_fes_uncertainty, write_trajectory
 from ..molecular.io import write_weights as save_arrays
 from ..molecular.pipeline import Analysis, AnalysisRequest, WeightedDraws, analyse, evaluate_variables
@@ -225,7 +228,17 @@ def _write_colvar(path: Path, draws: WeightedDraws, variables: list[CollectiveVa
     write_colvar(path, columns, periods={v.name: v.period for v in variables})
 
 
-def write_tables(stage: Path, analysis: Analysis) -> None:
+class Surfaces(Protocol):
+    """What has a surface, or none, and profiles."""
+
+    @property
+    def surface(self) -> FreeEnergySurface | None: ...
+
+    @property
+    def profiles(self) -> tuple[FreeEnergySurface, ...]: ...
+
+
+def write_tables(stage: Path, analysis: Surfaces) -> None:
     """The surface and the profiles, with their errors, in PLUMED's layout."""
     if analysis.surface is not None:
         write_fes(stage / "fes.dat", analysis.surface)
@@ -256,6 +269,6 @@ def collected_warnings() -> Iterator[list[str]]:
         warnings.simplefilter("always", UserWarning)
         warnings.simplefilter("always", RuntimeWarning)
         yield messages
-    # The analysis says the same of k-hat and of zero weights, also when only the report is drawn again.
-    known = (ParetoWarning, NonFiniteWeightWarning)
+    # The analysis says the same of k-hat, zero weights and lost walkers, also when only the report is drawn again.
+    known = (ParetoWarning, NonFiniteWeightWarning, WalkerRetiredWarning)
     messages += [str(w.message) for w in caught if not issubclass(w.category, known)]

@@ -11,6 +11,7 @@ Example:
 """
 
 from .cloud import Cloud, permute
+from .control_variates import ControlledMeans, regress_controls
 from .correctors import (
     Annealed,
     AnnealedProduct,
@@ -30,6 +31,7 @@ from .diffusion import Diffusion
 from .errors import (
     CheckpointError,
     NonFiniteWeightWarning,
+    ParetoWarning,
     PathCollapsed,
     PopulationCollapsed,
     ScheduleExhausted,
@@ -39,6 +41,10 @@ from .errors import (
 from .experts import Expert
 from .genealogy import distinct_roots, evidence_std_error, mean_std_error
 from .masked import MaskedExpert, sample_corrected_masked
+from .mixture_estimates import MixtureEstimate, MixtureResult
+from .mixture_importance import MixtureComponent, sample_mixture
+from .mixture_sample import MixtureSample
+from .mixture_unbiased import UnbiasedIntegrals
 from .model import FeynmanKacModel, FunctionModel
 from .pareto import ParetoSmoothed, Truncated, pareto_smooth, truncate
 from .population import Population
@@ -93,6 +99,15 @@ __all__ = [
     "MaskedExpert",
     "sample_corrected_masked",
     "WeightedSamples",
+    # several expectations from one sample
+    "sample_mixture",
+    "MixtureComponent",
+    "MixtureResult",
+    "MixtureEstimate",
+    "MixtureSample",
+    "UnbiasedIntegrals",
+    "regress_controls",
+    "ControlledMeans",
     # genealogy
     "evidence_std_error",
     "mean_std_error",
@@ -121,6 +136,7 @@ __all__ = [
     "UnstableNoise",
     "WeightError",
     "NonFiniteWeightWarning",
+    "ParetoWarning",
     "ScheduleExhausted",
     "CheckpointError",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 __all__ = [
     "CheckpointError",
     "NonFiniteWeightWarning",
+    "ParetoWarning",
     "PathCollapsed",
     "PopulationCollapsed",
     "ScheduleExhausted",
@@ -64,6 +65,11 @@ class UnstableNoise(ValueError):
             f"target, and sampling noise grows along the path; {remedy}, or pass force=True"
         )
         self.noise, self.bound = noise, bound
+
+
+class ParetoWarning(RuntimeWarning):
+    """The k-hat of weights is above 0.7, or the leverage of a draw above 0.2: too few draws count, and neither a mean
+    nor its error bar can be relied on."""
 
 
 class PopulationCollapsed(RuntimeError):

@@ -6,11 +6,12 @@ Example:
     >>> result.ess_fraction, result.log_evidence, result.pareto.khat       # doctest: +SKIP
 """
 
+from ..fkc.errors import ParetoWarning
 from .adapters import FunctionProposal, ZukoProposal
 from .autoregressive import AutoregressiveSplineFlow
 from .centroid import WithCentroidFactor
 from .checkpoint import MoleculeMismatch, load_flow, read_card, save_flow
-from .importance import ImportanceResult, ParetoWarning, importance_sample
+from .importance import ImportanceResult, importance_sample
 from .internal_coordinates import InternalCoordinates
 from .molecule_flow import InternalCoordinateFlow
 from .proposal import Proposal, ProposalFacts

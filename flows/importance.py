@@ -20,20 +20,16 @@ import torch
 from torch import Tensor
 
 from ..fkc.checkpoint import exists, load_state, save_state
-from ..fkc.errors import CheckpointError, NonFiniteWeightWarning, PopulationCollapsed
+from ..fkc.errors import CheckpointError, NonFiniteWeightWarning, ParetoWarning, PopulationCollapsed
 from ..fkc.pareto import ParetoSmoothed, Truncated, pareto_smooth, truncate
 from ..fkc.resampling import Scheme, resample
 from ..fkc.streams import generator_for
 from ..fkc.weights import effective_sample_size, log_evidence_std_error, log_mean_exp, normalize
 from .proposal import Proposal, ProposalFacts
 
-__all__ = ["Draws", "EnergyFunction", "ImportanceResult", "ParetoWarning", "importance_sample"]
+__all__ = ["Draws", "EnergyFunction", "ImportanceResult", "importance_sample"]
 
 Progress = Callable[[int, int, float, int], None]
-
-
-class ParetoWarning(RuntimeWarning):
-    """The k-hat of the weights is above 0.7: their mean, and every estimate from them, cannot be relied on."""
 
 
 class EnergyFunction(Protocol):
