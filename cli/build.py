@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ..flows import Proposal, load_flow
-from ..molecular.cvs import CollectiveVariable, build_variable
+from ..molecular.cvs import CollectiveVariable, UnknownAtomError
+from ..molecular.cvs import build_variables as build_known_variables
 from ..molecular.energies import BatchedForceField, Energy, OpenMMEnergy, measure_platforms
 from ..molecular.free_energy import Axis, Region
 from ..molecular.pipeline import AnalysisRequest, DifferenceRequest, SurfaceRequest
@@ -18,6 +19,7 @@ from .config import AnalysisConfig, EnergyConfig, ProposalConfig, SystemConfig, 
 from .errors import UserError
 from .paths import resolve
 from .plugins import load_plugin
+from .variable_config import dimension_of
 
 __all__ = [
     "build_energy",
@@ -28,8 +30,6 @@ __all__ = [
     "choose_device",
     "settle_energy",
 ]
-
-_UNITS = {"angle": "rad", "length": "nm"}
 
 
 def choose_device(name: str) -> torch.device:
@@ -120,9 +120,17 @@ def build_variables(config: AnalysisConfig, topology: Any) -> list[CollectiveVar
 
     Raises:
         UnknownAtomError: for an atom that is not in the molecule.
-        UserError: for an unknown plugin, or units that do not fit.
+        UserError: for an unknown plugin, options or files that do not fit, or wrong units.
     """
-    variables = [_variable(name, v, topology) for name, v in config.variables.items()]
+    plugged = {name: _variable(name, v) for name, v in config.variables.items() if v.plugin is not None}
+    entries = {name: (v.kind, v.plain) for name, v in config.variables.items() if v.plugin is None}
+    try:
+        built = build_known_variables(entries, topology=topology, known=plugged)
+    except UnknownAtomError:
+        raise
+    except ValueError as error:
+        raise UserError(f"analysis.variables: {error}") from error
+    variables = [plugged[name] if name in plugged else built[name] for name in config.variables]
     _check_units(config, {v.name: v for v in variables})
     return variables
 
@@ -162,13 +170,11 @@ def _difference(config: AnalysisConfig, variables: dict[str, CollectiveVariable]
     return DifferenceRequest(variable=d.variable, region=region, bootstrap=d.bootstrap, unit=variables[d.variable].unit)
 
 
-def _variable(name: str, config: VariableConfig, topology: Any) -> CollectiveVariable:
-    if config.plugin is not None:
-        factory = load_plugin("feynkac.cvs", config.plugin)
-        plugged: CollectiveVariable = _call(factory, config.plugin, name=name, **config.options)
-        return plugged
-    atoms = config.torsion if config.torsion is not None else config.distance
-    return build_variable(name, config.kind, atoms or (), topology=topology)
+def _variable(name: str, config: VariableConfig) -> CollectiveVariable:
+    """The variable of a plugin."""
+    plugin = str(config.plugin)
+    plugged: CollectiveVariable = _call(load_plugin("feynkac.cvs", plugin), plugin, name=name, **config.options)
+    return plugged
 
 
 def _axis(config: AnalysisConfig, variable: CollectiveVariable, bins: int) -> Axis:
@@ -193,8 +199,10 @@ def _check_units(config: AnalysisConfig, variables: dict[str, CollectiveVariable
         checks += [("analysis.surface.bandwidth", name, width.dimension) for name, width in pairs]
     for where, name, dimension in checks:
         unit = variables[name].unit
-        if unit and unit != _UNITS[dimension]:
-            raise UserError(f"{where}: {name} is measured in {unit}, not in a unit of {dimension}")
+        # a plugin that names no unit may mean any
+        if dimension != dimension_of(unit) and not (config.variables[name].plugin is not None and not unit):
+            kind = "a plain number" if dimension == "number" else f"a unit of {dimension}"
+            raise UserError(f"{where}: {name} is measured in {unit or 'plain numbers'}, not in {kind}")
 
 
 def _call(factory: Any, label: str, *args: Any, **kwargs: Any) -> Any:

@@ -8,26 +8,28 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    PlainSerializer,
-    PlainValidator,
     ValidationInfo,
     model_validator,
 )
 
-from .paths import resolve
-from .quantities import Interval, Length, Temperature, Width, parse_interval, parse_width
+from .quantities import Length, Temperature
+from .sections import ExistingPath, Section
+from .variable_config import VariableConfig, wrong_units
+from .variable_types import IntervalText, WidthText
 
-__all__ = ["AnalysisConfig", "RunConfig", "Section", "SystemConfig", "VariableConfig", "absolute_paths", "matching"]
-
-
-class Section(BaseModel):
-    """A section of a config."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+__all__ = [
+    "AnalysisConfig",
+    "EnergyConfig",
+    "ExistingPath",
+    "RunConfig",
+    "Section",
+    "SystemConfig",
+    "VariableConfig",
+    "absolute_paths",
+    "matching",
+]
 
 
 def absolute_paths(options: Any, info: ValidationInfo) -> Any:
@@ -45,32 +47,12 @@ def absolute_paths(options: Any, info: ValidationInfo) -> Any:
     return {name: absolute(value) for name, value in options.items()}
 
 
-def _existing(text: Any, info: ValidationInfo) -> str:
-    """An existing path: ``data:...`` is kept as written, anything else made absolute.
-
-    Relative paths are taken from the config's folder, or else (values of --set) from the working folder.
-    """
-    if not isinstance(text, str):
-        raise ValueError("expected a path, relative to the config, or data:NAME")
-    base = Path((info.context or {}).get("base", "."))
-    if not text.startswith("data:") and not (base / text).exists() and Path(text).exists():
-        base = Path()
-    path = resolve(text, base)
-    return text if text.startswith("data:") else str(path)
-
-
 def _xml(text: Any, info: ValidationInfo) -> str:
     """A force-field file: one beside the config if there is one, else a name that OpenMM knows."""
     if not isinstance(text, str):
         raise ValueError("expected the name of an OpenMM force-field file, such as amber99sbildn.xml")
     local = Path((info.context or {}).get("base", ".")) / text
     return str(local.resolve()) if local.is_file() else text
-
-
-def _atom(atom: Any) -> int | str:
-    if isinstance(atom, bool) or not isinstance(atom, int | str) or (isinstance(atom, int) and atom < 0):
-        raise ValueError("expected an atom index from 0 on, or a name such as ALA2:CA")
-    return atom
 
 
 def matching(pattern: str, expectation: str) -> AfterValidator:
@@ -84,13 +66,9 @@ def matching(pattern: str, expectation: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-ExistingPath = Annotated[str, BeforeValidator(_existing)]
 XmlFile = Annotated[str, BeforeValidator(_xml)]
-Atom = Annotated[int | str, PlainValidator(_atom)]
 RunName = Annotated[str, matching(r"[A-Za-z0-9][\w.-]*", "letters, digits, '_', '-' and '.', for a folder name")]
 VariableName = Annotated[str, matching(r"[A-Za-z]\w*", "a letter, then letters, digits or '_'")]
-IntervalText = Annotated[Interval, PlainValidator(parse_interval), PlainSerializer(str, return_type=str)]
-WidthText = Annotated[Width, PlainValidator(parse_width), PlainSerializer(str, return_type=str)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(gt=0)]
 Bins = Annotated[int, Field(ge=2, le=100_000)]
@@ -121,7 +99,7 @@ class EnergyConfig(Section):
     precision: Literal["single", "double"] = "double"
     device: Annotated[str, matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:NUMBER")] = "auto"
     platform: str = "auto"
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _engine_known(self) -> EnergyConfig:
@@ -137,7 +115,7 @@ class ProposalConfig(Section):
 
     checkpoint: ExistingPath | None = None
     plugin: str | None = None
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_source(self) -> ProposalConfig:
@@ -154,34 +132,6 @@ class SamplingConfig(Section):
     samples: Annotated[int, Field(ge=2)]
     chunk_size: Positive = 2000
     seed: Seed
-
-
-class VariableConfig(Section):
-    """A collective variable: exactly one of torsion, distance and plugin."""
-
-    torsion: Annotated[tuple[Atom, ...], Field(min_length=4, max_length=4)] | None = None
-    distance: Annotated[tuple[Atom, ...], Field(min_length=2, max_length=2)] | None = None
-    plugin: str | None = None
-    options: dict[str, Any] = {}
-    range: IntervalText | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> VariableConfig:
-        given = [k for k in ("torsion", "distance", "plugin") if getattr(self, k) is not None]
-        if len(given) != 1:
-            raise ValueError("needs exactly one of torsion: [4 atoms], distance: [2 atoms], plugin: NAME")
-        if self.options and self.plugin is None:
-            raise ValueError("options are for plugins")
-        if self.torsion is not None and self.range is not None:
-            raise ValueError("a torsion always covers the whole circle and takes no range")
-        if self.range is not None and not self.range.lower < self.range.upper:
-            raise ValueError("the range must run from its lower to its upper end")
-        return self
-
-    @property
-    def kind(self) -> str:
-        """torsion, distance or plugin."""
-        return next(k for k in ("torsion", "distance", "plugin") if getattr(self, k) is not None)
 
 
 class SurfaceConfig(Section):
@@ -231,8 +181,21 @@ class AnalysisConfig(Section):
             raise ValueError(f"{unknown[0]!r} is none of the variables; defined: {', '.join(self.variables) or 'none'}")
         for name in used:
             variable = self.variables[name]
-            if variable.kind == "distance" and variable.range is None:
-                raise ValueError(f"{name} needs a range for its axis, such as range: 0.2 nm .. 1.0 nm")
+            if variable.open and variable.range is None:
+                raise ValueError(f"{name} needs a range for its axis, such as range: {variable.example_range}")
+        return self
+
+    @model_validator(mode="after")
+    def _units_fit(self) -> AnalysisConfig:
+        given: list[tuple[tuple[str | int, ...], str, Any]] = []
+        if self.difference is not None:
+            given.append((("difference", "region"), self.difference.variable, self.difference.region))
+        if self.surface is not None:
+            widths = zip(self.surface.variables, self.surface.bandwidth or (), strict=False)
+            given += [(("surface", "bandwidth", k), name, width) for k, (name, width) in enumerate(widths)]
+        wrong = wrong_units(self.variables, given)
+        if wrong is not None:
+            raise wrong
         return self
 
 

@@ -38,12 +38,14 @@ class Dimension:
 
     def format(self, value: float) -> str:
         """Text that reads back as the same float."""
-        return f"{value!r} {self.unit}"
+        return f"{value!r} {self.unit}".rstrip()
 
     @property
     def expectation(self) -> str:
         """What to write, for error messages."""
         article = "an" if self.name[0] in "aeiou" else "a"
+        if not self.unit:
+            return f"{article} {self.name} such as {self.example!r}, without a unit"
         return f"{article} {self.name} such as {self.example!r} (units: {', '.join(self.units)})"
 
 
@@ -58,6 +60,9 @@ DIMENSIONS = {
         Dimension("angle", "rad", "2 rad", {"rad": 1.0, "deg": _DEGREE}),
         Dimension("energy", "kJ/mol", "10 kJ/mol", {"kJ/mol": 1.0, "kcal/mol": 4.184}),
         Dimension("mass", "Da", "4 Da", {"Da": 1.0, "amu": 1.0}),
+        Dimension("number", "", "3.5", {"": 1.0}),
+        Dimension("area", "nm^2", "0.01 nm^2", {"nm^2": 1.0, "A^2": 0.01}),
+        Dimension("inverse area", "/nm^2", "500 /nm^2", {"/nm^2": 1.0, "/A^2": 100.0}),
     )
 }
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -76,8 +81,8 @@ def parse_quantity(text: Any, dimension: Dimension) -> float:
         if isinstance(text, int | float) and not isinstance(text, bool):
             raise ValueError(f"the unit is missing; expected {dimension.expectation}")
         raise ValueError(f"expected {dimension.expectation}")
-    number, unit = match.groups()
-    if unit is None:
+    number, unit = match.groups(default="")
+    if not unit and dimension.unit:
         raise ValueError(f"the unit is missing; expected {dimension.expectation}")
     if unit not in dimension.units:
         raise ValueError(f"wrong unit {unit!r}; expected {dimension.expectation}")

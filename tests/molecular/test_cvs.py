@@ -143,7 +143,7 @@ def test_atoms_by_name(two_chains):
 
 def test_build_variable_refuses_what_it_cannot_build(two_chains):
     with pytest.raises(ValueError, match="known: torsion, distance"):
-        build_variable("x", "angle", [0, 1, 2])
+        build_variable("x", "bend", [0, 1, 2])
     with pytest.raises(ValueError, match="needs 4 atoms, got 3"):
         build_variable("x", "torsion", [0, 1, 2])
     with pytest.raises(ValueError, match="needs a topology"):
