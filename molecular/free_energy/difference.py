@@ -1,4 +1,4 @@
-"""Free-energy difference between a region and the rest, from weighted samples."""
+"""Free-energy difference between two regions, or a region and the rest, from weighted samples."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ...fkc.weights import effective_sample_size
+from ._contrast import contrast_influence, group_std_error, log_ratio
 from ._samples import check_kT, normalized_weights
 from .bootstrap import bootstrap_counts, check_groups
 
@@ -26,6 +27,8 @@ class FewEffectiveSamplesWarning(UserWarning):
 class FreeEnergyDifference:
     """Delta F = F(inside) - F(outside) = kT ln[P(outside) / P(inside)], positive when the region is rare.
 
+    With the regions called A (inside) and B (outside) this is Delta F_AB = -kT ln(sum over A of w / sum over B of w).
+
     Attributes:
         value: Delta F in kT; +inf or -inf when one side is empty.
         std_error: in kT: by bootstrap when it was asked for, else by the delta method; NaN when a side is
@@ -33,9 +36,10 @@ class FreeEnergyDifference:
         std_error_delta: in kT, by the delta method.
         probability: P(inside).
         probability_std_error: its delta-method error.
+        probability_outside: P(outside); 1 - P(inside) unless a second region was named.
         kT: kJ/mol.
         ess: effective sample size of all samples; ``ess_inside`` and ``ess_outside`` of either side.
-        n_inside: samples inside with a positive weight.
+        n_inside, n_outside: samples of either side with a positive weight.
         n_samples: all samples.
         bootstrap: number of replicates.
     """
@@ -45,11 +49,13 @@ class FreeEnergyDifference:
     std_error_delta: float
     probability: float
     probability_std_error: float
+    probability_outside: float
     kT: float
     ess: float
     ess_inside: float
     ess_outside: float
     n_inside: int
+    n_outside: int
     n_samples: int
     bootstrap: int
 
@@ -69,22 +75,23 @@ def free_energy_difference(
     log_weights: torch.Tensor,
     *,
     kT: float,
+    outside: torch.Tensor | None = None,
     bootstrap: int = 200,
     seed: int | None = None,
     groups: torch.Tensor | None = None,
 ) -> FreeEnergyDifference:
-    r"""Delta F between a region and the rest, with its error.
+    r"""Delta F between a region and the rest, or another region, with its error.
 
-    With :math:`p = \sum_n \bar w_n 1_n` the value is :math:`\ln[(1 - p) / p]` in kT.  Delta method for
-    self-normalised importance sampling (Owen, Monte Carlo theory, methods and examples, 2013, eq. 9.8),
-    summed over G independent groups g: :math:`\mathrm{var}(p) = \frac{G}{G - 1} \sum_g [\sum_{n \in g} \bar
-    w_n (1_n - p)]^2`, and :math:`\mathrm{sd}(\Delta F) = \mathrm{sd}(p) / (p (1 - p))`; the bootstrap uses
-    the same first-order step with the replicates' sd of p.
+    With :math:`p = \sum_n \bar w_n 1_n` inside and q outside the value is :math:`\ln(q / p)` in kT.  Delta method for
+    self-normalised importance sampling (Owen, Monte Carlo theory, methods and examples, 2013, eq. 9.8), summed over G
+    independent groups g: :math:`\mathrm{var}(\Delta F) = \frac{G}{G - 1} \sum_g [\sum_{n \in g} \bar w_n (1^{out}_n / q
+    - 1^{in}_n / p)]^2`; the bootstrap takes the same first-order step with the replicates' p and q.
 
     Args:
         inside: (n,) bool, whether a sample lies in the region.
         log_weights: (n,) raw log-weights, -inf for zero weight.
         kT: kJ/mol.
+        outside: (n,) bool, the region to compare with; everything not inside when left out.
         bootstrap: number of replicates; 0 for the delta method alone.
         seed: of the bootstrap; needed unless ``bootstrap`` is 0.
         groups: (n,) integer labels of walkers or blocks when samples are correlated.
@@ -93,7 +100,8 @@ def free_energy_difference(
         The difference, its errors and the effective sample sizes.
 
     Raises:
-        ValueError: for shapes that do not fit, weights that cannot be normalised, or a missing seed.
+        ValueError: for shapes that do not fit, regions that share samples, weights that cannot be normalised, or a
+            missing seed.
 
     Warns:
         FewEffectiveSamplesWarning: when either side holds fewer than 30 effective samples.
@@ -108,25 +116,27 @@ def free_energy_difference(
     weights = normalized_weights(log_weights)
     log_weights = log_weights.detach().cpu()
     n = weights.numel()
-    inside = inside.detach().cpu()
-    if inside.shape != (n,) or inside.dtype != torch.bool:
-        raise ValueError(f"inside must be a boolean tensor ({n},), got {inside.dtype} {tuple(inside.shape)}")
+    inside = _check_region("inside", inside, n)
+    outside = ~inside if outside is None else _check_region("outside", outside, n)
+    if bool((inside & outside).any()):
+        raise ValueError(f"{int((inside & outside).sum())} samples lie both inside and outside: the regions overlap")
     group = check_groups(groups, n)
-    p, q = float(weights[inside].sum()), float(weights[~inside].sum())
-    sd_delta = _delta_method(weights, inside, p, group)
-    sd = _bootstrap(weights, inside, bootstrap, seed, group) if bootstrap else sd_delta
-    slope = 1.0 / (p * q) if p > 0 and q > 0 else math.nan
+    p, q = float(weights[inside].sum()), float(weights[outside].sum())
+    sd_delta = group_std_error(contrast_influence(weights, inside, outside), group) if p > 0 and q > 0 else math.nan
+    sd = _bootstrap(weights, inside, outside, bootstrap, seed, group) if bootstrap else sd_delta
     result = FreeEnergyDifference(
-        value=_log_ratio(q, p),
-        std_error=sd * slope,
-        std_error_delta=sd_delta * slope,
+        value=log_ratio(q, p),
+        std_error=sd if p > 0 and q > 0 else math.nan,
+        std_error_delta=sd_delta,
         probability=p,
-        probability_std_error=sd_delta,
+        probability_std_error=group_std_error(weights * (inside.double() - p), group),
+        probability_outside=q,
         kT=float(kT),
         ess=_ess(log_weights),
         ess_inside=_ess(log_weights[inside]),
-        ess_outside=_ess(log_weights[~inside]),
+        ess_outside=_ess(log_weights[outside]),
         n_inside=int((weights[inside] > 0).sum()),
+        n_outside=int((weights[outside] > 0).sum()),
         n_samples=n,
         bootstrap=bootstrap,
     )
@@ -134,33 +144,33 @@ def free_energy_difference(
     return result
 
 
-def _log_ratio(q: float, p: float) -> float:
-    if p == 0:
-        return math.inf
-    return math.log(q / p) if q > 0 else -math.inf
+def _check_region(name: str, region: torch.Tensor, n: int) -> torch.Tensor:
+    region = region.detach().cpu()
+    if region.shape != (n,) or region.dtype != torch.bool:
+        raise ValueError(f"{name} must be a boolean tensor ({n},), got {region.dtype} {tuple(region.shape)}")
+    return region
 
 
 def _ess(log_weights: torch.Tensor) -> float:
     return float(effective_sample_size(log_weights)) if log_weights.numel() else 0.0
 
 
-def _delta_method(weights: torch.Tensor, inside: torch.Tensor, p: float, group: torch.Tensor) -> float:
-    n_groups = int(group.max()) + 1
-    influence = torch.zeros(n_groups, dtype=torch.float64)
-    influence.index_add_(0, group, weights * (inside.double() - p))
-    return math.sqrt(n_groups / (n_groups - 1) * float((influence * influence).sum()))
-
-
 def _bootstrap(
-    weights: torch.Tensor, inside: torch.Tensor, replicates: int, seed: int | None, group: torch.Tensor
+    weights: torch.Tensor,
+    inside: torch.Tensor,
+    outside: torch.Tensor,
+    replicates: int,
+    seed: int | None,
+    group: torch.Tensor,
 ) -> float:
     if seed is None or replicates < 2:
         raise ValueError("the bootstrap needs a seed and at least 2 replicates (or bootstrap=0)")
     generator = torch.Generator().manual_seed(seed)
-    both = torch.stack([weights, weights * inside], dim=1)
-    sums = torch.cat([counts @ both for counts in bootstrap_counts(generator, group, replicates)])
+    columns = torch.stack([weights, weights * inside, weights * outside], dim=1)
+    sums = torch.cat([counts @ columns for counts in bootstrap_counts(generator, group, replicates)])
     # 0 / 0, a replicate without any weight, becomes NaN and so does the error: it is not hidden.
-    return float((sums[:, 1] / sums[:, 0]).std())
+    p, q = sums[:, 1] / sums[:, 0], sums[:, 2] / sums[:, 0]
+    return float((q / columns[:, 2].sum() - p / columns[:, 1].sum()).std())
 
 
 def _warn_if_few(result: FreeEnergyDifference) -> None:

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 
+from feynkac.fkc.testing import calibration
 from feynkac.molecular.free_energy import FewEffectiveSamplesWarning, Region, free_energy_difference
 
 KT = 2.494
@@ -170,3 +171,52 @@ def test_regions_on_a_line_and_around_the_circle():
     for wrong in ((1.0, 1.0, None), (2.0, 1.0, None), (0.0, 7.0, 6.28), (0.0, math.inf, None)):
         with pytest.raises(ValueError, match="region"):
             Region(*wrong)
+
+
+def two_region_scores(groups_of: int, repeats: int = 200) -> torch.Tensor:
+    """z of ln P(x > 1) / P(x < -1) of the double well from samples that each occur ``groups_of`` times."""
+    generator = torch.Generator().manual_seed(8)
+    grid = torch.linspace(-4, 4, 80001, dtype=torch.float64)
+    p = torch.exp(-double_well(grid))
+    truth, scores = math.log(float(p[grid > 1].sum() / p[grid < -1].sum())), []
+    for _ in range(repeats):
+        x, log_weights = draw(generator, 1500)
+        x, log_weights = x.repeat(groups_of), log_weights.repeat(groups_of)
+        found = free_energy_difference(x < -1, log_weights, kT=KT, outside=x > 1, bootstrap=0)
+        scores.append((found.value - truth) / found.std_error)
+    return torch.tensor(scores)
+
+
+def test_difference_of_two_regions_is_calibrated():
+    z = two_region_scores(1)
+    assert abs(float(z.mean())) < 5 / math.sqrt(len(z))
+    assert calibration(z).passed
+    assert not calibration(two_region_scores(4)).passed
+
+
+def test_two_regions_of_two_variables():
+    generator = torch.Generator().manual_seed(9)
+    x = torch.randn(4000, 2, generator=generator, dtype=torch.float64)
+    a = (x > 0).all(1)
+    b = (x[:, 0] < 0) & (x[:, 1].abs() < 1)
+    found = free_energy_difference(a, torch.zeros(4000), kT=KT, outside=b, seed=1, bootstrap=1000)
+    assert found.value == pytest.approx(math.log(0.6827 / 2 / 0.25), abs=5 * found.std_error)
+    assert found.std_error == pytest.approx(math.sqrt(1 / int(a.sum()) + 1 / int(b.sum())), rel=0.1)
+    assert found.std_error == pytest.approx(found.std_error_delta, rel=0.1)
+    assert found.probability_outside == pytest.approx(float(b.double().mean()))
+    assert found.n_outside == int(b.sum())
+    swapped = free_energy_difference(b, torch.zeros(4000), kT=KT, outside=a, bootstrap=0)
+    assert swapped.value == pytest.approx(-found.value)
+
+
+def test_the_rest_is_the_default_second_region():
+    x, log_weights = draw(torch.Generator().manual_seed(10), 1000)
+    for bootstrap in (0, 50):
+        implied = free_energy_difference(x > 0, log_weights, kT=KT, bootstrap=bootstrap, seed=3)
+        named = free_energy_difference(x > 0, log_weights, kT=KT, outside=x <= 0, bootstrap=bootstrap, seed=3)
+        assert implied == named
+    assert implied.probability + implied.probability_outside == pytest.approx(1)
+    with pytest.raises(ValueError, match="overlap"):
+        free_energy_difference(x > 0, log_weights, kT=KT, outside=x > 1, bootstrap=0)
+    with pytest.raises(ValueError, match="outside must be a boolean"):
+        free_energy_difference(x > 0, log_weights, kT=KT, outside=x, bootstrap=0)
