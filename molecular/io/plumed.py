@@ -1,26 +1,93 @@
-"""The table layout of PLUMED: a FIELDS line, SET lines, whitespace columns; and COLVAR files in it."""
+"""The table layout of PLUMED: FIELDS and SET lines, then whitespace columns; and how it writes numbers."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from .errors import FileFormatError
 
-__all__ = ["PlumedTable", "plumed_number", "read_colvar", "read_table", "write_colvar"]
+__all__ = [
+    "PlumedTable",
+    "domain_of",
+    "parse_plumed_number",
+    "plumed_number",
+    "read_blocks",
+    "read_table",
+    "set_lines",
+]
+
+Domain = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class PlumedTable:
-    """Columns (n,) float64 by name in the order of the file, and the values of the SET lines as text."""
+    """A table, or the part of one that stands under one header.
 
-    columns: dict[str, torch.Tensor]
+    Attributes:
+        columns: name -> (n,) float64, in the order of the file.
+        constants: name -> value of the SET lines, as text.
+        line: of the file where the header starts, from 1.
+        row_lines: line of the file of each row; empty for a table not read from one.
+    """
+
+    columns: dict[str, Tensor]
     constants: dict[str, str]
+    line: int = 1
+    row_lines: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(next(iter(self.columns.values())))
+
+    @property
+    def domains(self) -> dict[str, Domain]:
+        """Name -> (lower, upper) of the columns that have ``min_`` and ``max_``: those of periodic variables.
+
+        Raises:
+            ValueError: an end that is no number.
+        """
+        found = {name: domain_of(self.constants, name) for name in self.columns}
+        return {name: domain for name, domain in found.items() if domain is not None}
+
+
+def domain_of(constants: Mapping[str, str], name: str) -> Domain | None:
+    """Ends of a periodic variable from its SET lines, or None without them.
+
+    Raises:
+        ValueError: one end only, ends that are no numbers or out of order.
+    """
+    low, high = constants.get(f"min_{name}"), constants.get(f"max_{name}")
+    if low is None and high is None:
+        return None
+    if low is None or high is None:
+        raise ValueError(f"{name} has only one of min_{name} and max_{name}")
+    lower, upper = parse_plumed_number(low), parse_plumed_number(high)
+    if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
+        raise ValueError(f"{name}: the ends {low} and {high} are not finite and in order")
+    return lower, upper
+
+
+def set_lines(names: Sequence[str], domains: Sequence[Domain | None]) -> list[str]:
+    """``#! SET min_`` and ``max_`` lines of the periodic ones among ``names``."""
+    lines = []
+    for name, domain in zip(names, domains, strict=True):
+        if domain is not None:
+            lines += [
+                f"#! SET min_{name} {plumed_number(domain[0])}",
+                f"#! SET max_{name} {plumed_number(domain[1])}",
+            ]
+    return lines
 
 
 def plumed_number(value: float) -> str:
@@ -38,99 +105,86 @@ def parse_plumed_number(text: str) -> float:
     Raises:
         ValueError: for text that is no number.
     """
-    match = re.fullmatch(r"(-?)(?:(\d+(?:\.\d+)?)\*)?pi(?:/(\d+(?:\.\d+)?))?", text)
+    match = re.fullmatch(r"([+-]?)(?:(\d+(?:\.\d*)?)\*)?pi(?:/(\d+(?:\.\d*)?))?", text)
     if match is None:
         return float(text)
     sign, times, over = match.groups()
-    return (-1.0 if sign else 1.0) * float(times or 1) * math.pi / float(over or 1)
+    return (-1.0 if sign == "-" else 1.0) * float(times or 1) * math.pi / float(over or 1)
 
 
-def write_colvar(
-    path: Path, columns: Mapping[str, torch.Tensor], *, periods: Mapping[str, float | None] | None = None
-) -> None:
-    """Write a COLVAR file: a ``time`` column with the sample index, then ``columns``.
-
-    A column named ``*.bias`` holding kT * log-weight in kJ/mol lets PLUMED's reweighting tools weight the
-    samples by exp(bias / kT).
-
-    Args:
-        path: file to create.
-        columns: name -> (n,) values.
-        periods: name -> period; a periodic variable gets its ``min_`` and ``max_`` SET lines (-period/2,
-            period/2).
-
-    Raises:
-        FileExistsError: if ``path`` exists.
-        ValueError: for columns of unequal length or names with a blank.
-    """
-    if not columns or len({tuple(c.shape) for c in columns.values()}) != 1:
-        raise ValueError(
-            f"columns must have one common length, got { ({k: tuple(c.shape) for k, c in columns.items()}) }"
-        )
-    if any(not name or re.search(r"\s", name) for name in columns):
-        raise ValueError(f"column names must not hold blanks, got {list(columns)}")
-    lines = ["#! FIELDS time " + " ".join(columns)]
-    for name in columns:
-        period = (periods or {}).get(name)
-        if period is not None:
-            lines += [
-                f"#! SET min_{name} {plumed_number(-period / 2)}",
-                f"#! SET max_{name} {plumed_number(period / 2)}",
-            ]
-    rows = torch.stack([c.detach().cpu().double() for c in columns.values()], dim=1).tolist()
-    with open(path, "x", encoding="ascii") as file:
-        file.write("\n".join(lines) + "\n")
-        for index, row in enumerate(rows):
-            file.write(f" {index:.6f} " + " ".join(f"{value:.9f}" for value in row) + "\n")
-
-
-def read_colvar(path: Path) -> PlumedTable:
-    """Read a COLVAR file, or any PLUMED table.
+def read_table(path: Path) -> PlumedTable:
+    """Read a PLUMED table. Headers repeated after restarts must name the same fields; later SET lines win.
 
     Raises:
         FileNotFoundError: if the file is missing.
         FileFormatError: naming file and line of a missing header, a short row, or a value that is no number.
     """
-    return read_table(path)
+    blocks = read_blocks(path)
+    for block in blocks:
+        if list(block.columns) != list(blocks[0].columns):
+            raise FileFormatError(
+                f"{path}, line {block.line}: the fields change to {list(block.columns)} from {list(blocks[0].columns)}"
+            )
+    columns = {name: torch.cat([block.columns[name] for block in blocks]) for name in blocks[0].columns}
+    constants = {key: value for block in blocks for key, value in block.constants.items()}
+    return PlumedTable(columns, constants, row_lines=sum((block.row_lines for block in blocks), ()))
 
 
-def read_table(path: Path) -> PlumedTable:
-    """Read a PLUMED table; repeated headers (restarts) must name the same fields. Raises as `read_colvar`."""
-    fields: list[str] = []
-    constants: dict[str, str] = {}
-    rows: list[list[float]] = []
+def read_blocks(path: Path) -> list[PlumedTable]:
+    """The parts of a PLUMED file, one for each header; a header starts with a FIELDS line. Raises as `read_table`."""
     text = Path(path).read_text(encoding="utf-8", errors="replace")
+    parts: list[_Part] = []
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
         if line.startswith("#!"):
-            fields = _header(path, number, words[1:], fields, constants)
+            _header(path, number, words[1:], parts)
         elif words and not line.startswith("#"):
-            rows.append(_row(path, number, words, fields))
+            if not parts:
+                _fail(path, number, "data before any '#! FIELDS' line")
+            parts[-1].numbers.extend(_row(path, number, words, parts[-1].fields))
+            parts[-1].row_lines.append(number)
     if text and not text.endswith("\n"):
         raise FileFormatError(f"{path}: truncated: its last line does not end")
-    if not fields:
+    if not parts:
         raise FileFormatError(f"{path}: no '#! FIELDS' line, so this is no PLUMED file")
-    data = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(fields))
-    return PlumedTable({name: data[:, k].clone() for k, name in enumerate(fields)}, constants)
+    return [part.table() for part in parts]
 
 
-def _header(path: Path, number: int, words: list[str], fields: list[str], constants: dict[str, str]) -> list[str]:
+@dataclass(frozen=True)
+class _Part:
+    fields: list[str]
+    line: int
+    constants: dict[str, str]
+    row_lines: list[int]
+    numbers: array[float]
+
+    def table(self) -> PlumedTable:
+        data = torch.from_numpy(np.array(self.numbers)).reshape(-1, len(self.fields))
+        columns = {name: data[:, k].clone() for k, name in enumerate(self.fields)}
+        return PlumedTable(columns, self.constants, self.line, tuple(self.row_lines))
+
+
+def _header(path: Path, number: int, words: list[str], parts: list[_Part]) -> None:
     if words[:1] == ["FIELDS"]:
-        if fields and fields != words[1:]:
-            raise FileFormatError(f"{path}, line {number}: the fields change to {words[1:]} from {fields}")
-        return words[1:]
-    if words[:1] == ["SET"] and len(words) >= 3:
-        constants[words[1]] = " ".join(words[2:])
-        return fields
-    raise FileFormatError(f"{path}, line {number}: neither '#! FIELDS ...' nor '#! SET name value'")
+        if len(words) < 2 or len(set(words)) != len(words):
+            _fail(path, number, "no field, or one that occurs twice")
+        parts.append(_Part(words[1:], number, {}, [], array("d")))
+    elif words[:1] == ["SET"] and len(words) >= 3:
+        if not parts:
+            _fail(path, number, "a SET line before any '#! FIELDS' line")
+        parts[-1].constants[words[1]] = " ".join(words[2:])
+    else:
+        _fail(path, number, "neither '#! FIELDS ...' nor '#! SET name value'")
 
 
 def _row(path: Path, number: int, words: list[str], fields: list[str]) -> list[float]:
-    if not fields:
-        raise FileFormatError(f"{path}, line {number}: data before any '#! FIELDS' line")
     if len(words) != len(fields):
-        raise FileFormatError(f"{path}, line {number}: {len(words)} values for {len(fields)} fields (truncated?)")
+        _fail(path, number, f"{len(words)} values for {len(fields)} fields (truncated?)")
     try:
         return [float(word) for word in words]
     except ValueError as error:
         raise FileFormatError(f"{path}, line {number}: {error}") from error
+
+
+def _fail(path: Path, number: int, what: str) -> NoReturn:
+    raise FileFormatError(f"{path}, line {number}: {what}")
