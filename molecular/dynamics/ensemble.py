@@ -1,6 +1,6 @@
 """A Boltzmann ensemble from one structure: melt, equilibrate and record by replica exchange in temperature."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..energies import Energy
 from .langevin import Langevin
+from .relax import melt, relax
 from .replica_exchange import ReplicaExchange, geometric_temperatures
 
 __all__ = ["Ensemble", "EnsembleSettings", "sample_ensemble"]
@@ -27,7 +28,9 @@ class EnsembleSettings:
         melt_ps: plain dynamics of all walkers at the highest temperature, to forget the start.
         burn_in_ps, production_ps: length of the exchange run that is dropped, and kept, per walker.
         exchange_steps: steps between exchange attempts; one frame of each ladder is kept at each.
-        time_step: ps. friction: 1/ps. mass: amu, of all atoms.
+        time_step: ps.
+        friction: 1/ps.
+        mass: amu, one number for all atoms or (N,) numbers.
     """
 
     temperature: float = 300.0
@@ -40,7 +43,7 @@ class EnsembleSettings:
     exchange_steps: int = 25
     time_step: float = 0.002
     friction: float = 2.0
-    mass: float = 12.0
+    mass: float | Sequence[float] = 12.0
 
 
 class Ensemble(NamedTuple):
@@ -116,17 +119,18 @@ def _melt(
     progress: Progress | None,
 ) -> Tensor:
     count = settings.ladders * settings.replicas
+    relaxed = relax(
+        energy,
+        start.expand(count, *start.shape),
+        generator,
+        temperature=settings.temperature,
+        time_step=settings.time_step,
+        mass=settings.mass,
+    )
     dynamics = Langevin(energy, settings.highest_temperature, settings.time_step, settings.friction, settings.mass)
-    # a fresh structure is often strained: let it relax in short, heavily damped steps first
-    gentle = Langevin(energy, settings.temperature, 0.1 * settings.time_step, 50.0, settings.mass)
-    state = gentle.step(generator, gentle.init(generator, start.expand(count, *start.shape).contiguous()), 500)
-    state = dynamics.init(generator, state.positions)
-    pieces = max(1, round(settings.melt_ps / settings.time_step / 100))
-    for piece in range(pieces):
-        state = dynamics.step(generator, state, 100)
-        if progress is not None:
-            progress("melt", piece + 1, pieces)
-    return state.positions
+    return melt(
+        dynamics, relaxed.positions, generator, length=settings.melt_ps, progress=_stage(progress, "melt")
+    ).positions
 
 
 class _RoundTrips:

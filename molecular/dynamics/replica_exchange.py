@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..energies import Energy
 from ..units import GAS_CONSTANT
-from .langevin import Langevin, LangevinState
+from .langevin import Explosion, Langevin
+from .walkers import LangevinState
 
 __all__ = ["ReplicaExchange", "ReplicaState", "Sweep", "geometric_temperatures"]
 
@@ -60,11 +61,13 @@ class ReplicaExchange:
     """Temperature replica exchange.
 
     Attributes:
-        energy: an energy with forces.
+        energy: an energy with forces; with a :class:`~feynkac.molecular.dynamics.BiasedEnergy` all temperatures feel
+            the same bias, and samples are those of the biased energy.
         temperatures: (R,) K, rising; samples are those of the first.
         ladders: number L of independent ladders.
         steps: dynamics steps a sweep.
-        time_step, friction, mass: as in :class:`~feynkac.molecular.dynamics.Langevin`.
+        time_step, friction, mass, on_explosion: as in :class:`~feynkac.molecular.dynamics.Langevin`. A retired walker
+            is never exchanged: its rung stays empty, with energy +inf in the records if it is the lowest.
     """
 
     energy: Energy
@@ -73,7 +76,8 @@ class ReplicaExchange:
     steps: int
     time_step: float
     friction: float
-    mass: float = 12.0
+    mass: float | Sequence[float] | Tensor = 12.0
+    on_explosion: Explosion = "raise"
 
     def __post_init__(self) -> None:
         if list(self.temperatures) != sorted(self.temperatures) or len(self.temperatures) < 2:
@@ -84,10 +88,15 @@ class ReplicaExchange:
     @property
     def dynamics(self) -> Langevin:
         """The dynamics of the whole batch."""
-        return Langevin(self.energy, list(self.temperatures) * self.ladders, self.time_step, self.friction, self.mass)
+        temperatures = list(self.temperatures) * self.ladders
+        return Langevin(self.energy, temperatures, self.time_step, self.friction, self.mass, self.on_explosion)
 
     def init(self, generator: torch.Generator, positions: Tensor) -> ReplicaState:
-        """Start every walker from ``positions``, (N, 3) for all or (L * R, N, 3), in nm."""
+        """Start every walker from ``positions``, (N, 3) for all or (L * R, N, 3), in nm.
+
+        Raises:
+            WalkerExploded: a starting position has no finite energy.
+        """
         count = self.ladders * len(self.temperatures)
         if positions.ndim == 2:
             positions = positions.expand(count, *positions.shape)
@@ -95,7 +104,11 @@ class ReplicaExchange:
         return ReplicaState(self.dynamics.init(generator, positions.contiguous()), replica, 0)
 
     def sweep(self, generator: torch.Generator, state: ReplicaState) -> tuple[ReplicaState, Sweep]:
-        """Move all walkers, then exchange neighbours."""
+        """Move all walkers, then exchange neighbours.
+
+        Raises:
+            WalkerExploded: a walker has no finite energy.
+        """
         walkers = self.dynamics.step(generator, state.walkers, self.steps)
         energy = walkers.energy.reshape(self.ladders, -1)
         source, acceptance = self._exchange(generator, energy, state.sweeps % 2)
@@ -108,6 +121,8 @@ class ReplicaExchange:
             walkers.velocities[flat] * scale[:, None, None],
             walkers.energy[flat],
             walkers.forces[flat],
+            walkers.alive[flat],
+            walkers.steps,
         )
         lowest = slice(None, None, len(self.temperatures))
         info = Sweep(moved.positions[lowest], moved.energy[lowest], acceptance)
@@ -120,7 +135,8 @@ class ReplicaExchange:
         log_ratio = (beta[1:] - beta[:-1]) * (energy[:, 1:] - energy[:, :-1]).to(beta)
         draw = torch.rand(log_ratio.shape, generator=generator, dtype=torch.float64)
         tried = torch.arange(count - 1) % 2 == parity
-        accepted = (draw.log() < log_ratio) & tried
+        finite = torch.isfinite(energy)  # a retired walker has energy +inf
+        accepted = (draw.log() < log_ratio) & tried & finite[:, 1:] & finite[:, :-1]
         source = torch.arange(count).expand_as(energy).clone()
         source[:, :-1] += accepted.to(torch.int64)
         source[:, 1:] -= accepted.to(torch.int64)
