@@ -15,6 +15,7 @@ from .importance import ImportanceResult, importance_sample
 from .internal_coordinates import InternalCoordinates
 from .molecule_flow import InternalCoordinateFlow
 from .proposal import Proposal, ProposalFacts
+from .repelled import RepelledProposal, importance_sample_repelled
 from .training import DrawBuffer, Frames, Phase, TrainingProgress, fit
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     # reweighting
     "importance_sample",
     "ImportanceResult",
+    "importance_sample_repelled",
+    "RepelledProposal",
     "ParetoWarning",
     # training and files
     "fit",

@@ -12,6 +12,9 @@ from .fk import FKSteering
 from .gradient import Gradient
 from .guidance import Guidance
 from .lockstep import run_lockstep
+from .projection import Projection
+from .repel import RepelledBatches, repel
+from .repulsion import Repulsion
 from .run import Calls, Run, StepRecord
 from .scales import Scheduled, TargetESS, TargetKL
 from .schedulers import Level, SchedulerRule, register_scheduler, registered_schedulers
@@ -27,6 +30,10 @@ __all__ = [
     "run_lockstep",
     "FKSteering",
     "SoftValueGuidance",
+    "Repulsion",
+    "repel",
+    "RepelledBatches",
+    "Projection",
     "Draws",
     "Gradient",
     "Guidance",

@@ -17,7 +17,9 @@ from .grid import Grid, GridAxis
 from .kernels import Hills, Kernels
 from .opes import OpesBias, OpesSums
 from .restraints import FlatBottom, Harmonic, LowerWall, UpperWall, Wall
+from .rounds import Drawn, PooledRounds, Round, bias_rounds, pool_rounds
 from .shapes import SHAPES, Shape
+from .targets import biased, undone
 from .variables import BiasVariable
 from .well_tempered import WellTemperedBias, tiwary_parrinello
 
@@ -40,4 +42,11 @@ __all__ = [
     "Harmonic",
     "FlatBottom",
     "tiwary_parrinello",
+    "Drawn",
+    "Round",
+    "PooledRounds",
+    "bias_rounds",
+    "pool_rounds",
+    "biased",
+    "undone",
 ]
