@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..weights import normalize
-from .grid import GridAxis
+from .grid import Grid, GridAxis
 from .kernels import Hills
 from .variables import BiasVariable, check_values, check_variables
 
@@ -74,6 +74,7 @@ class RepulsionBias(ABC):
         kT: thermal energy.
         bias_factor: gamma: the biased law of s is the unbiased one to the power 1/gamma; inf for a flat one.
         counts: what has been deposited.
+        grid: that carries it, if any.
 
     Raises:
         ValueError: kT that is not positive, gamma not above 1, variables that share a name.
@@ -83,6 +84,7 @@ class RepulsionBias(ABC):
     kT: float
     bias_factor: float
     counts: Counts = Counts()
+    grid: Grid | None = None
 
     def __post_init__(self) -> None:
         check_variables(self.variables)
@@ -149,13 +151,19 @@ class RepulsionBias(ABC):
     def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """V (B,) and dV/ds (B, d), float64, at values (B, d).
 
-        Beyond an end of an open grid axis V is that of the end, and dV/ds along this axis is exactly 0. NaN in, NaN
-        out.
+        Beyond an end of an open grid axis V is that of the end, and dV/ds along this axis is exactly 0. Rows with a
+        value that is not finite are NaN.
 
         Raises:
             ValueError: values of another shape.
         """
-        return self._evaluate(check_values(values.detach(), self.dimension))
+        values = check_values(values.detach().cpu(), self.dimension)
+        value, gradient = self._evaluate(values)
+        finite = torch.isfinite(values)
+        if not bool(finite.all()):
+            lost = ~finite.all(dim=1)
+            value, gradient = value.masked_fill(lost, math.nan), gradient.masked_fill(lost[:, None], math.nan)
+        return value, gradient
 
     def reweight(self, values: Tensor, log_weights: Tensor | None = None) -> Tensor:
         """Log-weights (n,) of the law without the bias, for samples of the law with it: ``log_weights`` + V/kT.
@@ -167,9 +175,11 @@ class RepulsionBias(ABC):
         Returns:
             (n,) float64, raw.
         """
-        values = check_values(values.detach(), self.dimension)
+        values = check_values(values.detach().cpu(), self.dimension)
         finite = torch.isfinite(values).all(dim=1)
-        carried = torch.zeros(len(values), dtype=torch.float64) if log_weights is None else log_weights.double()
+        carried = torch.zeros(len(values), dtype=torch.float64)
+        if log_weights is not None:
+            carried = _check_log_weights(log_weights, len(values))
         found = carried + self._evaluate(torch.where(finite[:, None], values, 0.0))[0] / self.kT
         return torch.where(finite, found, -math.inf)
 
@@ -218,9 +228,7 @@ class RepulsionBias(ABC):
         invalid = int((~finite).sum())
         weights = torch.full((len(values),), 1.0, dtype=torch.float64)
         if log_weights is not None:
-            if log_weights.shape != (len(values),):
-                raise ValueError(f"log_weights: got {tuple(log_weights.shape)}, expected ({len(values)},)")
-            carried = torch.where(finite, log_weights.detach().cpu().double(), -math.inf)
+            carried = torch.where(finite, _check_log_weights(log_weights, len(values)), -math.inf)
             alive = bool((carried > -math.inf).any())
             weights = normalize(carried) if alive else torch.zeros(len(values), dtype=torch.float64)
         used = finite & (weights > 0.0)
@@ -228,7 +236,7 @@ class RepulsionBias(ABC):
         if not len(values):
             return replace(self, counts=self.counts.plus(batches=1, invalid=invalid)), self._no_hills()
         grown, hills = self._grown(values, weights / weights.sum(), time)
-        outside = self._outside(values)
+        outside = int(self.outside(values).sum())
         counts = self.counts.plus(batches=1, hills=len(hills), invalid=invalid, outside=outside)
         return replace(grown, counts=counts), hills
 
@@ -245,7 +253,8 @@ class RepulsionBias(ABC):
         }
         settings, tensors = self._state()
         text = json.dumps({**common, **settings}, sort_keys=True)
-        return {_SETTINGS: torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8), **tensors}
+        mine = {name: tensor.clone() for name, tensor in tensors.items()}
+        return {_SETTINGS: torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8), **mine}
 
     @staticmethod
     def from_state_dict(state: Mapping[str, Tensor]) -> RepulsionBias:
@@ -271,7 +280,11 @@ class RepulsionBias(ABC):
             "bias_factor": settings["bias_factor"],
             "counts": Counts(**settings["counts"]),
         }
-        return kinds[settings["kind"]]._restored(common, settings, state)
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        try:
+            return kinds[settings["kind"]]._restored(common, settings, tensors)
+        except KeyError as error:
+            raise ValueError(f"state: {error} is missing") from error
 
     # --- small things -------------------------------------------------------------------------------------------------
 
@@ -298,15 +311,17 @@ class RepulsionBias(ABC):
     @property
     def grid_axes(self) -> tuple[GridAxis, ...] | None:
         """Axes of the grid, if there is one."""
-        return None
+        return None if self.grid is None else self.grid.axes
 
     @property
     @abstractmethod
     def n_kernels(self) -> int:
         """Kernels that are summed at every evaluation; 0 with a grid."""
 
-    def _outside(self, values: Tensor) -> int:
-        return 0
+    def outside(self, values: Tensor) -> Tensor:
+        """Which values (n, d) lie beyond an end of an open grid axis, (n,) bool."""
+        values = check_values(values.detach().cpu(), self.dimension)
+        return torch.zeros(len(values), dtype=torch.bool) if self.grid is None else self.grid.outside(values)
 
     def _no_hills(self) -> Hills:
         empty = torch.zeros((0, self.dimension), dtype=torch.float64)
@@ -333,3 +348,9 @@ class RepulsionBias(ABC):
     @abstractmethod
     def _restored(cls, common: dict[str, Any], settings: dict[str, Any], state: Mapping[str, Tensor]) -> Self:
         """The inverse of ``_state``."""
+
+
+def _check_log_weights(log_weights: Tensor, count: int) -> Tensor:
+    if log_weights.shape != (count,):
+        raise ValueError(f"log_weights: got {tuple(log_weights.shape)}, expected ({count},)")
+    return log_weights.detach().cpu().double()

@@ -14,7 +14,7 @@ from .kernels import Kernels
 from .shapes import Shape
 from .variables import BiasVariable, differences
 
-__all__ = ["Grid", "GridAxis"]
+__all__ = ["Grid", "GridAxis", "interpolation_error", "n_nodes"]
 
 _MOST_NODES = 20_000_000
 _ELEMENTS_AT_ONCE = 20_000_000
@@ -91,6 +91,9 @@ class Grid:
     _frame: tuple[Tensor, Tensor, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        expected = [axis.bins + (not axis.periodic) for axis in self.axes]
+        if list(self.values.shape) != expected:
+            raise ValueError(f"grid: values of {list(self.values.shape)} nodes, the axes have {expected}")
         around = [axis.periodic for axis in self.axes]
         object.__setattr__(self, "_coefficients", spline_coefficients(self.values, around))
         lower = torch.tensor([axis.lower for axis in self.axes], dtype=torch.float64)
@@ -98,8 +101,13 @@ class Grid:
         object.__setattr__(self, "_frame", (lower, spacing, torch.tensor(around)))
 
     @classmethod
-    def empty(cls, axes: Sequence[GridAxis], variables: Sequence[BiasVariable]) -> Grid:
+    def empty(cls, axes: Sequence[GridAxis], variables: Sequence[BiasVariable], *, nodes_a_width: float = 2.0) -> Grid:
         """Zero everywhere.
+
+        Args:
+            axes: one a variable.
+            variables: their widths are what the spacing must resolve.
+            nodes_a_width: at least.
 
         Raises:
             ValueError: axes that do not fit the variables, or too many nodes.
@@ -107,14 +115,13 @@ class Grid:
         if len(axes) != len(variables):
             raise ValueError(f"grid: {len(axes)} axes for {len(variables)} variables")
         for axis, variable in zip(axes, variables, strict=True):
-            _check(axis, variable)
-        shape = [len(axis.nodes()) for axis in axes]
-        if math.prod(shape) > _MOST_NODES:
+            _check(axis, variable, nodes_a_width)
+        if n_nodes(axes) > _MOST_NODES:
             raise ValueError(
-                f"grid: {' x '.join(map(str, shape))} nodes are more than {_MOST_NODES:,}; "
+                f"grid: {' x '.join(str(axis.bins) for axis in axes)} bins are more than {_MOST_NODES:,}; "
                 "use fewer bins, or no grid and compression"
             )
-        return cls(tuple(axes), torch.zeros(shape, dtype=torch.float64))
+        return cls(tuple(axes), torch.zeros([len(axis.nodes()) for axis in axes], dtype=torch.float64))
 
     def filled(self, value: float) -> Grid:
         """The same nodes with one value everywhere."""
@@ -205,27 +212,35 @@ def interpolation_error(axes: Sequence[GridAxis], widths: Sequence[float], shape
     """Largest error of the spline of one hill, in units of its height: measured along each axis, and added up.
 
     Along an axis a hill is put at eight places between two nodes, and its spline is compared with it at sixteen
-    points of every cell.
+    points of every cell; around the whole circle on a periodic axis.
     """
     total = 0.0
     for axis, width in zip(axes, widths, strict=True):
-        reach = math.ceil((min(shape.reach, 6.0) + 1.0) * width / axis.spacing) + 4
-        local = GridAxis(-reach * axis.spacing, reach * axis.spacing, 2 * reach)
-        points = torch.linspace(local.lower, local.upper, 32 * reach + 1, dtype=torch.float64)[:, None]
+        local, period = axis, axis.upper - axis.lower
+        if not axis.periodic:
+            reach = math.ceil((min(shape.reach, 6.0) + 1.0) * width / axis.spacing) + 4
+            local, period = GridAxis(-reach * axis.spacing, reach * axis.spacing, 2 * reach), 0.0
+        middle = (local.lower + local.upper) / 2
+        points = torch.linspace(local.lower, local.upper, 16 * local.bins + 1, dtype=torch.float64)[:, None]
+        periods = torch.tensor([period], dtype=torch.float64)
         worst = 0.0
         for place in range(8):
-            center = torch.full((1, 1), place / 8 * axis.spacing, dtype=torch.float64)
+            center = torch.full((1, 1), middle + place / 8 * axis.spacing, dtype=torch.float64)
             one = torch.ones(1, dtype=torch.float64)
             hill = Kernels(center, torch.full((1, 1), width, dtype=torch.float64), one)
-            open_axis = torch.zeros(1, dtype=torch.float64)
-            spline = Grid((local,), torch.zeros(len(local.nodes()), dtype=torch.float64)).plus(hill, open_axis, shape)
-            exact = hill.value_and_gradient(points, open_axis, shape)[0]
+            spline = Grid((local,), torch.zeros(len(local.nodes()), dtype=torch.float64)).plus(hill, periods, shape)
+            exact = hill.value_and_gradient(points, periods, shape)[0]
             worst = max(worst, float((spline.value_and_gradient(points)[0] - exact).abs().max()))
         total += worst
     return total
 
 
-def _check(axis: GridAxis, variable: BiasVariable) -> None:
+def n_nodes(axes: Sequence[GridAxis]) -> int:
+    """Of a grid."""
+    return math.prod(axis.bins + (not axis.periodic) for axis in axes)
+
+
+def _check(axis: GridAxis, variable: BiasVariable, nodes_a_width: float) -> None:
     if axis.periodic != (variable.period is not None):
         raise ValueError(
             f"grid: {variable.name} is {'open' if variable.period is None else 'periodic'}, its axis is not"
@@ -234,8 +249,9 @@ def _check(axis: GridAxis, variable: BiasVariable) -> None:
         raise ValueError(
             f"grid: the axis of {variable.name} is {axis.upper - axis.lower:g} long, its period is {variable.period:g}"
         )
-    if axis.spacing > variable.sigma / 2:
+    if axis.spacing > variable.sigma / nodes_a_width * (1.0 + 1e-9):
+        fewest = math.ceil(nodes_a_width * (axis.upper - axis.lower) / variable.sigma)
         raise ValueError(
-            f"grid: {axis.bins} bins make a spacing of {axis.spacing:.3g} along {variable.name}, more than half its "
-            f"sigma {variable.sigma:g}: use at least {math.ceil(2 * (axis.upper - axis.lower) / variable.sigma)} bins"
+            f"grid: {axis.bins} bins make a spacing of {axis.spacing:.3g} along {variable.name}, more than "
+            f"1/{nodes_a_width:g} of its sigma {variable.sigma:g}: use at least {fewest} bins"
         )

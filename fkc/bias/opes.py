@@ -29,13 +29,16 @@ from .base import RepulsionBias
 from .grid import Grid, GridAxis
 from .kernels import Hills, Kernels, merged
 from .shapes import Shape
-from .variables import BiasVariable, check_variables
+from .variables import WIDTHS_A_PERIOD, BiasVariable, check_variables
 
 __all__ = ["OpesBias", "OpesSums"]
 
-_NODES_A_WIDTH = 10
+_NODES_A_WIDTH, _FEWEST_NODES_A_WIDTH = 10, 5
 _FEWEST_NODES = 2.5
 """In the narrowest kernel that a grid carries."""
+_HIGHEST = 500.0
+"""kT: weights of the first samples are exp(-barrier/kT)."""
+_PROBES = 16_384
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,6 @@ class OpesBias(RepulsionBias):
     adaptive_width: bool
     kernels: Kernels
     sums: OpesSums
-    grid: Grid | None = None
 
     _kind: ClassVar[str] = "opes"
 
@@ -107,7 +109,8 @@ class OpesBias(RepulsionBias):
             explore: estimate the biased density: faster to explore, slower to converge.
             compression: in widths.
             adaptive_width: let widths shrink.
-            grid: an axis a variable. Without one, up to two variables on circles get a grid of ten nodes a width.
+            grid: an axis a variable, up to three, of at least five nodes a width. Without one, up to two variables on
+                circles get a grid of ten.
 
         Raises:
             ValueError: naming what does not fit.
@@ -122,6 +125,10 @@ class OpesBias(RepulsionBias):
         gamma = barrier / kT if bias_factor is None else bias_factor
         if explore and math.isinf(gamma):
             raise ValueError("bias_factor: explore needs a finite one")
+        if barrier > _HIGHEST * kT:
+            raise ValueError(f"barrier: got {barrier:g}, {barrier / kT:,.0f} kT; is it in the unit of kT = {kT:g}?")
+        if grid is not None and len(chosen) > 3:
+            raise ValueError(f"grid: {len(chosen)} variables, expected at most 3; leave the grid out")
         if grid is None and len(chosen) <= 2 and all(variable.period is not None for variable in chosen):
             grid = [GridAxis.fine_enough(variable, nodes_a_width=_NODES_A_WIDTH) for variable in chosen]
         none = Kernels.none(len(chosen))
@@ -138,7 +145,7 @@ class OpesBias(RepulsionBias):
         )
         first = empty.epsilon**empty.prefactor
         started = replace(empty, sums=OpesSums(1, first, first * first))
-        return started if grid is None else replace(started, grid=Grid.empty(grid, chosen).filled(-barrier))
+        return started if grid is None else replace(started, grid=_empty(grid, chosen).filled(-barrier))
 
     @property
     def prefactor(self) -> float:
@@ -162,9 +169,19 @@ class OpesBias(RepulsionBias):
         return len(self.kernels)
 
     @property
-    def grid_axes(self) -> tuple[GridAxis, ...] | None:
-        """Axes of the grid, if there is one."""
-        return None if self.grid is None else self.grid.axes
+    def interpolation_error(self) -> float:
+        """Largest difference of the spline from V, in the unit of kT, at 16,384 points spread over all that kernels
+        reach; 0 without a grid. Weights do not suffer: they belong to the spline."""
+        if self.grid is None or not len(self.kernels):
+            return 0.0
+        probes = torch.arange(_PROBES)
+        kernel = self.kernels.rows(probes % len(self.kernels))
+        irrational = torch.tensor([0.7548776662, 0.5698402910, 0.8191725134], dtype=torch.float64)[: self.dimension]
+        spread = torch.remainder(probes.double()[:, None] * irrational, 1.0) - 0.5
+        points = kernel.centers + 2.0 * (self.shape.reach + 1.0) * spread * kernel.widths
+        points = points[~self.grid.outside(points)]
+        exact = replace(self, grid=None)
+        return float((self._evaluate(points)[0] - exact._evaluate(points)[0]).abs().max()) if len(points) else 0.0
 
     def rct(self, points: Tensor | None = None) -> float:
         """Not for OPES: its bias is quasi-static from early on, and weights are exp(V/kT).
@@ -207,7 +224,9 @@ class OpesBias(RepulsionBias):
             heights = n * weights
         sigma = torch.tensor(self.sigmas, dtype=torch.float64)
         if self.explore:
-            sigma = sigma * math.sqrt(self.bias_factor)  # the biased law is as much broader in each basin
+            broad = sigma * math.sqrt(self.bias_factor)  # the biased law is as much broader in each basin
+            around = self.periods
+            sigma = torch.where(around > 0, torch.minimum(broad, around / WIDTHS_A_PERIOD), broad)
         if self.adaptive_width:
             size = float(sums.counter) if self.explore else sums.effective
             shrink = (size * (self.dimension + 2.0) / 4.0) ** (-1.0 / (self.dimension + 4.0))
@@ -241,9 +260,6 @@ class OpesBias(RepulsionBias):
             return torch.zeros(self.dimension, dtype=torch.float64)
         return torch.tensor([_FEWEST_NODES * axis.spacing for axis in axes], dtype=torch.float64)
 
-    def _outside(self, values: Tensor) -> int:
-        return 0 if self.grid is None else int(self.grid.outside(values).sum())
-
     def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         settings = {
             "barrier": self.barrier,
@@ -265,3 +281,7 @@ class OpesBias(RepulsionBias):
         if settings["grid"] is not None:
             grid = Grid(tuple(GridAxis(**axis) for axis in settings["grid"]), state["grid"])
         return cls(**common, **own, kernels=kernels, sums=OpesSums(*settings["sums"]), grid=grid)
+
+
+def _empty(axes: Sequence[GridAxis], variables: Sequence[BiasVariable]) -> Grid:
+    return Grid.empty(axes, variables, nodes_a_width=_FEWEST_NODES_A_WIDTH)

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .variables import shortest
+
 __all__ = ["FlatBottom", "Harmonic", "LowerWall", "UpperWall", "Wall"]
 
 
@@ -56,7 +58,10 @@ class UpperWall:
 
 @dataclass(frozen=True)
 class LowerWall:
-    """k ((at + offset - s) / scale)^exponent where that is positive (PLUMED's LOWER_WALLS, its offset negated).
+    """k ((at + offset - s) / scale)^exponent where that is positive.
+
+    The sign of the offset is that of PLUMED's code of LOWER_WALLS, not of its manual; with odd exponents PLUMED's
+    energy is negative, this one is not.
 
     Attributes:
         at: where the wall stands, in the unit of the variable.
@@ -100,7 +105,7 @@ class Harmonic:
 
     def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """R and dR/ds, (B,) each."""
-        distance = _around(values - self.center, self.period)
+        distance = shortest(values - self.center, self.period)
         return 0.5 * self.stiffness * distance * distance, self.stiffness * distance
 
 
@@ -125,7 +130,7 @@ class FlatBottom:
 
     def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """R and dR/ds, (B,) each."""
-        distance = _around(values - self.center, self.period)
+        distance = shortest(values - self.center, self.period)
         beyond = torch.where(distance.abs() > self.half_width, distance - distance.sign() * self.half_width, 0.0)
         beyond = torch.where(distance.isnan(), distance, beyond)
         return 0.5 * self.stiffness * beyond * beyond, self.stiffness * beyond
@@ -136,7 +141,3 @@ def _power(beyond: Tensor, stiffness: float, exponent: float, scale: float) -> t
     value = stiffness * scaled**exponent
     slope = stiffness * exponent / scale * scaled ** (exponent - 1.0)
     return value, torch.where(beyond <= 0.0, 0.0, slope + 0.0 * beyond)  # NaN stays NaN
-
-
-def _around(difference: Tensor, period: float | None) -> Tensor:
-    return difference if period is None else difference - period * torch.round(difference / period)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["BiasVariable", "check_values", "check_variables", "differences"]
+__all__ = ["BiasVariable", "check_values", "check_variables", "check_widths", "differences", "shortest"]
 
-_WIDEST = 7.0
+WIDTHS_A_PERIOD = 7.0
 """Kernel widths in a period, at least: where the two ways around the circle are equally long a kernel has a kink of
 exp(-6.1) of its height, the size of what truncated kernels leave out."""
 
@@ -41,11 +41,20 @@ class BiasVariable:
             raise ValueError(f"{self.name}: period = {self.period!r}, expected a positive number or None")
         if not (self.sigma > 0.0 and math.isfinite(self.sigma)):
             raise ValueError(f"{self.name}: sigma = {self.sigma!r}, expected a positive number")
-        if self.period is not None and self.sigma > self.period / _WIDEST:
-            raise ValueError(
-                f"{self.name}: sigma = {self.sigma:g} is more than a seventh of the period {self.period:g}: "
-                "a kernel would meet itself on the other side of the circle"
-            )
+        check_widths(self.name, self.sigma, self.period)
+
+
+def check_widths(name: str, widest: float, period: float | None) -> None:
+    """Refuse kernels so wide that they meet themselves on the other side of the circle.
+
+    Raises:
+        ValueError: naming the variable and the width.
+    """
+    if period is not None and widest > period / WIDTHS_A_PERIOD:
+        raise ValueError(
+            f"{name}: sigma = {widest:g} is more than a seventh of the period {period:g}: "
+            "a kernel would meet itself on the other side of the circle"
+        )
 
 
 def check_variables(variables: Sequence[BiasVariable]) -> tuple[BiasVariable, ...]:
@@ -73,6 +82,11 @@ def check_values(values: Tensor, dimension: int) -> Tensor:
             f"values: got {values.dtype} {tuple(values.shape)}, expected (n, {dimension}) of floating point"
         )
     return values.to(torch.float64)
+
+
+def shortest(difference: Tensor, period: float | None) -> Tensor:
+    """A difference of one variable, the short way around its circle if it has a period."""
+    return difference if period is None else difference - period * torch.round(difference / period)
 
 
 def differences(a: Tensor, b: Tensor, periods: Tensor) -> Tensor:

@@ -19,15 +19,18 @@ from torch import Tensor
 
 from ..weights import log_mean_exp, log_sum_exp
 from .base import RepulsionBias
-from .grid import Grid, GridAxis, interpolation_error
+from .grid import Grid, GridAxis, interpolation_error, n_nodes
 from .kernels import Hills, Kernels, merged
 from .shapes import SHAPES, Shape
-from .variables import BiasVariable, check_values, check_variables
+from .variables import BiasVariable, check_values, check_variables, check_widths
 
 __all__ = ["WellTemperedBias", "tiwary_parrinello"]
 
 _GRID_DIMENSIONS = 3
 _COMPRESSION = 0.5
+_MOST_DEFAULT_NODES = 3_000_000
+_NODES_A_WIDTH = 2.0
+_SETTINGS = ("height", "shape", "compression", "narrowest")
 
 
 def tiwary_parrinello(bias: Tensor, kT: float, bias_factor: float) -> float:
@@ -60,13 +63,14 @@ class WellTemperedBias(RepulsionBias):
         grid: the sum on nodes, with cubic splines between; None for an exact sum.
         kernels: all of them, without a grid.
         compression: kernels closer than so many widths are merged; None for never.
+        narrowest: width (d) of the narrowest hills so far.
     """
 
     height: float
     shape: str = "gaussian"
-    grid: Grid | None = None
     kernels: Kernels
     compression: float | None = None
+    narrowest: tuple[float, ...] = ()
 
     _kind: ClassVar[str] = "well_tempered"
 
@@ -89,11 +93,11 @@ class WellTemperedBias(RepulsionBias):
             kT: thermal energy; energies are in its unit.
             bias_factor: gamma, above 1; inf for plain metadynamics.
             height: h, positive.
-            grid: an axis a variable, up to three. Without one, variables on circles alone get a grid of five nodes a
-                width, up to three; others keep kernels.
+            grid: an axis a variable, up to three. Without one, up to three variables on circles get a grid of five
+                nodes a width, unless that takes more than three million nodes; others keep kernels.
             shape: ``gaussian``, or PLUMED's ``stretched-gaussian`` or ``truncated-gaussian``, which end at 3.5 widths.
-            compression: merge kernels closer than so many widths; by default 0.5 for more than three variables, whose
-                kernels would otherwise grow without end, else never. Not with a grid.
+            compression: merge kernels closer than so many widths; by default 0.5 for variables on circles too many or
+                too finely resolved for a grid, and for more than three, else never. Not with a grid.
 
         Raises:
             ValueError: naming what does not fit.
@@ -107,12 +111,13 @@ class WellTemperedBias(RepulsionBias):
             raise ValueError(f"compression: got {compression!r}, expected a positive number of widths, or None")
         if grid is not None and compression is not None:
             raise ValueError("compression: a grid keeps no kernels to merge; choose one of the two")
-        small = len(chosen) <= _GRID_DIMENSIONS
+        small, around = len(chosen) <= _GRID_DIMENSIONS, all(v.period is not None for v in chosen)
         if grid is not None and not small:
             raise ValueError(f"grid: {len(chosen)} variables, expected at most {_GRID_DIMENSIONS}; leave the grid out")
-        if grid is None and compression is None and small and all(v.period is not None for v in chosen):
-            grid = [GridAxis.fine_enough(variable) for variable in chosen]
-        if grid is None and compression is None and not small:
+        if grid is None and compression is None and small and around:
+            axes = [GridAxis.fine_enough(variable) for variable in chosen]
+            grid = axes if n_nodes(axes) <= _MOST_DEFAULT_NODES else None
+        if grid is None and compression is None and (around or not small):
             compression = _COMPRESSION
         return cls(
             variables=chosen,
@@ -120,7 +125,8 @@ class WellTemperedBias(RepulsionBias):
             bias_factor=bias_factor,
             height=height,
             shape=shape,
-            grid=None if grid is None else Grid.empty(grid, chosen),
+            grid=None if grid is None else Grid.empty(grid, chosen, nodes_a_width=_NODES_A_WIDTH),
+            narrowest=tuple(variable.sigma for variable in chosen),
             kernels=Kernels.none(len(chosen)),
             compression=compression,
         )
@@ -129,15 +135,27 @@ class WellTemperedBias(RepulsionBias):
         """With hills from elsewhere: heights as V gains them.
 
         Raises:
-            ValueError: hills of another number of variables, or that are not finite.
+            ValueError: hills of another number of variables, that are not finite, wider than a seventh of a period, or
+                too narrow for the grid.
         """
         if hills.centers.shape[1] != self.dimension:
             raise ValueError(f"hills: of {hills.centers.shape[1]} variables, expected {self.dimension}")
         parts = (hills.centers, hills.widths, hills.heights)
         if not all(bool(torch.isfinite(part).all()) for part in parts) or not bool((hills.widths > 0).all()):
             raise ValueError("hills: centers, widths and heights must be finite, and widths positive")
-        counts = self.counts.plus(hills=len(hills))
-        return replace(self._plus(Kernels(*(part.double() for part in parts))), counts=counts)
+        if not len(hills):
+            return self
+        least = hills.widths.amin(dim=0).tolist()
+        for k, (variable, widest) in enumerate(zip(self.variables, hills.widths.amax(dim=0).tolist(), strict=True)):
+            check_widths(variable.name, widest, variable.period)
+            if self.grid is not None and least[k] < _NODES_A_WIDTH * self.grid.axes[k].spacing * (1.0 - 1e-9):
+                raise ValueError(
+                    f"hills: {variable.name} has one of width {least[k]:g}, but the nodes of the grid are "
+                    f"{self.grid.axes[k].spacing:.3g} apart: use a grid of at most half the width"
+                )
+        grown = self._plus(Kernels(*(part.double() for part in parts)))
+        narrowest = tuple(min(a, b) for a, b in zip(self.narrowest, least, strict=True))
+        return replace(grown, counts=self.counts.plus(hills=len(hills)), narrowest=narrowest)
 
     def rct(self, points: Tensor | None = None) -> float:
         """c(t), in the unit of kT; over the grid, or over ``points`` (n, d) that cover the domain evenly.
@@ -152,22 +170,17 @@ class WellTemperedBias(RepulsionBias):
         return tiwary_parrinello(self.grid.values, self.kT, self.bias_factor)
 
     @property
-    def grid_axes(self) -> tuple[GridAxis, ...] | None:
-        """Axes of the grid, if there is one."""
-        return None if self.grid is None else self.grid.axes
-
-    @property
     def n_kernels(self) -> int:
         """Kernels that are summed at every evaluation; 0 with a grid."""
         return len(self.kernels)
 
     @property
     def interpolation_error(self) -> float:
-        """Largest error of the grid's spline for one hill, in units of its height; 0 without a grid.
+        """Largest error of the grid's spline for one of the narrowest hills, in units of its height; 0 without a grid.
 
-        Errors of hills in different places hardly add up: their sum is smooth on the scale of a width.
+        It is measured. The error of V is at most this times the heights of all hills in reach.
         """
-        return 0.0 if self.grid is None else interpolation_error(self.grid.axes, self.sigmas, self._shape)
+        return 0.0 if self.grid is None else interpolation_error(self.grid.axes, self.narrowest, self._shape)
 
     @property
     def _shape(self) -> Shape:
@@ -191,13 +204,11 @@ class WellTemperedBias(RepulsionBias):
             return replace(self, kernels=merged(self.kernels, kernels, self.periods, self.compression, "volume"))
         return replace(self, kernels=self.kernels.plus(kernels))
 
-    def _outside(self, values: Tensor) -> int:
-        return 0 if self.grid is None else int(self.grid.outside(values).sum())
-
     def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        settings = {"height": self.height, "shape": self.shape, "compression": self.compression, "grid": None}
+        settings: dict[str, Any] = {name: getattr(self, name) for name in _SETTINGS}
+        settings["grid"] = None
         if self.grid is not None:
-            settings |= {"grid": [asdict(axis) for axis in self.grid.axes]}
+            settings["grid"] = [asdict(axis) for axis in self.grid.axes]
             return settings, {"grid": self.grid.values}
         k = self.kernels
         return settings, {"centers": k.centers, "widths": k.widths, "heights": k.heights}
@@ -209,5 +220,5 @@ class WellTemperedBias(RepulsionBias):
             grid = Grid(tuple(GridAxis(**axis) for axis in settings["grid"]), state["grid"])
         else:
             kernels = Kernels(state["centers"], state["widths"], state["heights"])
-        own = {name: settings[name] for name in ("height", "shape", "compression")}
-        return cls(**common, **own, grid=grid, kernels=kernels)
+        own = {name: settings[name] for name in _SETTINGS}
+        return cls(**common, **(own | {"narrowest": tuple(own["narrowest"])}), grid=grid, kernels=kernels)

@@ -20,6 +20,7 @@ from ...fkc.bias import (
     RepulsionBias,
     WellTemperedBias,
 )
+from ...fkc.bias.variables import shortest
 from ..free_energy import Axis
 from .grid import PlumedGrid, grid_axis
 from .hills import HillsTable
@@ -195,10 +196,7 @@ def _domains(bias: RepulsionBias) -> tuple[tuple[float, float] | None, ...]:
 
 def _around(centers: Tensor, periods: Sequence[float | None]) -> Tensor:
     """Centres of periodic variables within half a period of zero."""
-    columns = [
-        column if period is None else column - period * torch.round(column / period)
-        for column, period in zip(centers.unbind(1), periods, strict=True)
-    ]
+    columns = [shortest(column, period) for column, period in zip(centers.unbind(1), periods, strict=True)]
     return torch.stack(columns, dim=1)
 
 

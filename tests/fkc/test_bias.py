@@ -214,6 +214,22 @@ def test_ideal_samples_make_the_bias_converge_to_the_free_energy():
     assert rms(8.0, 7 / 8) > 0.15  # V itself, without gamma / (gamma - 1)
 
 
+@pytest.mark.parametrize("period_over_sigma", [7.0, 8.0, 10.0])
+def test_the_stated_error_knows_of_the_far_side_of_the_circle(period_over_sigma):
+    wide = BiasVariable("x", 2 * math.pi / period_over_sigma, 2 * math.pi)
+    bias = _well_tempered([wide]).deposited(_double([[0.03]]))
+    points = torch.linspace(-math.pi, math.pi, 5001, dtype=torch.float64)[:, None]
+    exact = _without_grid(_well_tempered([wide])).with_hills(_well_tempered([wide]).hills(_double([[0.03]])))
+    worst = float((bias(points) - exact(points)).abs().max()) / 20.0
+    assert 0.2 * bias.interpolation_error < worst <= 1.05 * bias.interpolation_error
+
+
+def test_too_many_nodes_fall_back_on_merged_kernels():
+    fine = [BiasVariable(f"x{i}", 0.1, 2 * math.pi) for i in range(3)]
+    bias = _well_tempered(fine)
+    assert (bias.grid, bias.compression) == (None, 0.5)
+
+
 # --- merging ----------------------------------------------------------------------------------------------------------
 
 
@@ -239,6 +255,20 @@ def test_merging_keeps_moments_and_volume():
     ]
     assert torch.allclose(*spread, rtol=1e-12)
     assert float((merged(s) - kept(s)).abs().max()) < 0.02 * float(kept(s).max())
+
+
+def test_what_merging_costs():
+    """Half a width in four dimensions: V within a per mille of its largest value."""
+    many = [BiasVariable(f"x{i}", 0.35, 2 * math.pi) for i in range(4)]
+    merged = _well_tempered(many)
+    kept = replace(merged, compression=None)
+    for seed in range(10):
+        hills = merged.hills(0.15 * _samples(many, 300, seed))
+        merged, kept = merged.with_hills(hills), kept.with_hills(hills)
+    points = 0.15 * _samples(many, 500, 99)
+    error = (merged(points) - kept(points)).abs()
+    assert merged.n_kernels < 0.7 * kept.n_kernels
+    assert 1e-6 < float(error.max()) < 2e-3 * float(kept(points).max())
 
 
 def test_merging_around_the_circle():
@@ -332,6 +362,29 @@ def test_opes_grid_is_the_sum_of_its_kernels(explore):
     assert float(away.square().mean().sqrt()) < 0.01 * KT
 
 
+@pytest.mark.parametrize("explore", [False, True])
+def test_opes_states_the_error_of_its_grid(explore):
+    bias = _opes([PHI, PSI], barrier=30.0, explore=explore)
+    assert bias.interpolation_error == 0.0
+    for seed in range(3):
+        bias = bias.deposited(0.5 * _samples([PHI, PSI], 200, seed))
+    points = _samples([PHI, PSI], 3000, seed=7)
+    away = float((bias(points) - replace(bias, grid=None)(points)).abs().max())
+    assert 0.3 * away < bias.interpolation_error < 0.15 * KT  # where V rises from its floor
+    coarse = [GridAxis.fine_enough(v, nodes_a_width=3) for v in (PHI, PSI)]
+    with pytest.raises(ValueError, match="more than 1/5 of its sigma"):
+        _opes([PHI, PSI], grid=coarse)
+
+
+def test_exploring_kernels_do_not_meet_themselves():
+    """sigma sqrt(gamma) would be wider than the circle."""
+    bias = _opes(barrier=60.0, explore=True, adaptive_width=False)
+    hills = bias.hills(_double([[0.0]]))
+    assert float(hills.widths) == pytest.approx(2 * math.pi / 7)
+    free = _opes([DISTANCE], barrier=60.0, explore=True, adaptive_width=False).hills(_double([[0.0]]))
+    assert float(free.widths) == pytest.approx(0.05 * math.sqrt(60.0 / KT))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("explore", [False, True])
 def test_ideal_samples_make_opes_converge(explore):
@@ -379,6 +432,38 @@ def test_the_state_is_the_bias(bias):
         assert all(torch.equal(a.state_dict()[k], b.state_dict()[k]) for k in a.state_dict())
 
 
+def test_the_state_belongs_to_its_reader():
+    """Neither a state that was handed out nor one that was taken in is the bias's own memory."""
+    bias = _well_tempered([PHI]).deposited(_double([[0.0]]))
+    before, state = bias(_double([[0.0]])), bias.state_dict()
+    again = RepulsionBias.from_state_dict(state)
+    state["grid"].zero_()
+    for one in (bias, again):
+        assert torch.equal(one(_double([[0.0]])), before)
+        assert float(one.deposited(_double([[2.0]]))(_double([[0.0]]))) > 0.9 * float(before)
+
+
+def test_a_damaged_state_is_refused():
+    state = _well_tempered([PHI]).deposited(_double([[0.0]])).state_dict()
+    with pytest.raises(ValueError, match=r"values of \[50\] nodes, the axes have"):
+        RepulsionBias.from_state_dict(state | {"grid": state["grid"][:50]})
+    with pytest.raises(ValueError, match="'grid' is missing"):
+        RepulsionBias.from_state_dict({"settings": state["settings"]})
+
+
+def test_infinite_values_are_nan_everywhere():
+    s = _double([[math.inf], [math.nan], [0.4]])
+    for bias in (
+        _well_tempered([DISTANCE]),
+        _well_tempered([DISTANCE]).deposited(_double([[0.4]])),
+        _well_tempered([DISTANCE], grid=_axes([DISTANCE])).deposited(_double([[0.4]])),
+        _opes([DISTANCE]),
+    ):
+        value, slope = bias.value_and_gradient(s)
+        assert value.isnan().tolist() == [True, True, False]
+        assert slope.isnan().flatten().tolist() == [True, True, False]
+
+
 def test_another_state_is_refused():
     with pytest.raises(ValueError, match="not the state of a bias"):
         RepulsionBias.from_state_dict({"weights": torch.zeros(3)})
@@ -390,6 +475,14 @@ def test_hills_from_elsewhere():
     assert float(bias(_double([[0.0]]))) == pytest.approx(1.0, rel=1e-5)
     with pytest.raises(ValueError, match="1 variables, expected 2"):
         _well_tempered([PHI, PSI]).with_hills(hills)
+    narrow, wide = (replace(hills, widths=_double([[w]])) for w in (0.03, 1.0))
+    with pytest.raises(ValueError, match="nodes of the grid are"):
+        _well_tempered([PHI]).with_hills(narrow)
+    with pytest.raises(ValueError, match="seventh of the period"):
+        _well_tempered([PHI]).with_hills(wide)
+    fine = [GridAxis.fine_enough(PHI, nodes_a_width=20)]
+    fitting = _well_tempered([PHI], grid=fine).with_hills(replace(hills, widths=_double([[0.05]])))
+    assert fitting.interpolation_error > 10 * _well_tempered([PHI], grid=fine).interpolation_error
     with pytest.raises(ValueError, match="finite"):
         _well_tempered([PHI]).with_hills(replace(hills, heights=torch.full((1,), math.nan, dtype=torch.float64)))
 
@@ -408,7 +501,7 @@ def test_hills_from_elsewhere():
         (lambda: _well_tempered([PHI], shape="box"), "shape: got 'box'"),
         (lambda: _well_tempered([PHI], grid=[GridAxis(-1.0, 1.0, 50)]), "phi is periodic, its axis is not"),
         (lambda: _well_tempered([PHI], grid=[GridAxis(0.0, 6.0, 100, True)]), "its period is"),
-        (lambda: _well_tempered([DISTANCE], grid=[GridAxis(0.0, 1.0, 20)]), "more than half its sigma"),
+        (lambda: _well_tempered([DISTANCE], grid=[GridAxis(0.0, 1.0, 20)]), "more than 1/2 of its sigma"),
         (lambda: _well_tempered([DISTANCE], grid=_axes([DISTANCE]), compression=1.0), "choose one of the two"),
         (lambda: _well_tempered([DISTANCE], grid=_axes([PHI, DISTANCE])), "2 axes for 1 variables"),
         (lambda: GridAxis(0.0, 0.0, 10), "finite and in order"),
@@ -420,8 +513,10 @@ def test_hills_from_elsewhere():
         (lambda: _opes()(torch.zeros(3, 2, dtype=torch.float64)), "expected .n, 1."),
         (lambda: _opes()(torch.zeros(3, 1, dtype=torch.int64)), "floating point"),
         (lambda: _opes().deposited(torch.zeros(3, 1), torch.zeros(2)), "log_weights: got"),
+        (lambda: _opes().reweight(torch.zeros(3, 1), torch.zeros(3, 1)), "log_weights: got"),
+        (lambda: _opes(barrier=20_000.0), "is it in the unit of kT"),
     ],
-    ids=range(23),
+    ids=range(25),
 )
 def test_bad_settings_are_named(make, said):
     with pytest.raises(ValueError, match=said):
