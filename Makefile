@@ -63,6 +63,10 @@ bench: env
 	$(BIN)/python tests/benchmarks/bench_correctors_overhead.py
 	$(BIN)/python tests/benchmarks/bench_guidance.py
 	$(BIN)/python tests/benchmarks/bench_clusters.py
+	$(BIN)/python tests/benchmarks/bench_metadynamics.py speed
+	$(BIN)/python tests/benchmarks/bench_metadynamics.py hills
+	$(BIN)/python tests/benchmarks/bench_metadynamics.py accuracy
+	$(BIN)/python tests/benchmarks/bench_known_pmfs.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

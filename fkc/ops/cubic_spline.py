@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .library import define
 
 __all__ = ["cubic_spline", "spline_coefficients"]
 
@@ -68,24 +71,9 @@ def _prefilter(nodes: int, periodic: bool) -> Tensor:
     return inverse[:, :nodes]
 
 
-@torch.library.custom_op("feynkac::cubic_spline", mutates_args=())
-def cubic_spline(
+def _reference(
     points: Tensor, coefficients: Tensor, lower: Tensor, spacing: Tensor, periodic: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Value and gradient of a spline at points.
-
-    Beyond an end of an open axis the value is that of the end, and the gradient along this axis is exactly zero.
-
-    Args:
-        points: (B, d) float64.
-        coefficients: (m_1, ..., m_d) of :func:`spline_coefficients`.
-        lower: (d,) first node of each axis.
-        spacing: (d,) between nodes.
-        periodic: (d,) bool.
-
-    Returns:
-        (B,) and (B, d); NaN where a coordinate is NaN, or infinite on a periodic axis.
-    """
     end = torch.tensor([size - 3 for size in coefficients.shape], dtype=points.dtype, device=points.device)
     place = (points - lower) / spacing
     kept = torch.minimum(place.clamp_min(0.0), end)
@@ -101,8 +89,7 @@ def cubic_spline(
     return _contract(_stencil(coefficients, cell), weights, slopes)
 
 
-@cubic_spline.register_fake
-def _(points: Tensor, coefficients: Tensor, lower: Tensor, spacing: Tensor, periodic: Tensor) -> tuple[Tensor, Tensor]:
+def _shapes(points: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return points.new_empty(points.shape[0]), torch.empty_like(points)
 
 
@@ -132,3 +119,32 @@ def _contract(stencil: Tensor, weights: Tensor, slopes: Tensor) -> tuple[Tensor,
 
 def _last(tensor: Tensor, vector: Tensor) -> Tensor:
     return (tensor * vector.reshape([len(vector)] + [1] * (tensor.ndim - 2) + [4])).sum(dim=-1)
+
+
+_operator = define(
+    "cubic_spline(Tensor points, Tensor coefficients, Tensor lower, Tensor spacing, Tensor periodic) "
+    "-> (Tensor, Tensor)",
+    _reference,
+    _shapes,
+)
+
+
+def cubic_spline(
+    points: Tensor, coefficients: Tensor, lower: Tensor, spacing: Tensor, periodic: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Value and gradient of a spline at points.
+
+    Beyond an end of an open axis the value is that of the end, and the gradient along this axis is exactly zero.
+
+    Args:
+        points: (B, d) float64.
+        coefficients: (m_1, ..., m_d) of :func:`spline_coefficients`.
+        lower: (d,) first node of each axis.
+        spacing: (d,) between nodes.
+        periodic: (d,) bool.
+
+    Returns:
+        (B,) and (B, d); NaN where a coordinate is NaN, or infinite on a periodic axis.
+    """
+    found: tuple[Tensor, Tensor] = _operator(points, coefficients, lower, spacing, periodic)
+    return found

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from feynkac.fkc import (
-    ParetoWarning,
     NonFiniteWeightWarning,
+    ParetoWarning,
     PopulationCollapsed,
     WeightError,
     generator_for,

@@ -74,10 +74,12 @@ def test_operators_are_registered():
     """torch.compile and export see one opaque operator with the right shapes."""
     points, centers, widths, heights, periods = _kernels()
     arguments = (points, centers, widths, heights, periods, 1.0, 0.0, 6.25)
-    torch.library.opcheck(kernel_sum, arguments, test_utils=("test_schema", "test_faketensor"))
+    operators = torch.ops.feynkac
+    torch.library.opcheck(operators.kernel_sum.default, arguments, test_utils=("test_schema", "test_faketensor"))
     grid = spline_coefficients(torch.rand(9, 7, dtype=torch.float64), [True, False])
     frame = (torch.tensor([0.0, 0.0]).double(), torch.tensor([0.5, 0.2]).double(), torch.tensor([True, False]))
-    torch.library.opcheck(cubic_spline, (points, grid, *frame), test_utils=("test_schema", "test_faketensor"))
+    arguments = (points, grid, *frame)
+    torch.library.opcheck(operators.cubic_spline.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def _frame(lower, spacing, periodic):
