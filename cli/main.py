@@ -222,6 +222,105 @@ def report(run_dir: RunDir) -> None:
 
 @app.command()
 @explained
+def fes(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="HILLS, COLVAR (several: walkers), KERNELS or STATE of OPES, fes.dat or GRID, a folder of OpenMM's "
+            "bias_*.npy, or the folder of a run; recognised by content.",
+        ),
+    ],
+    kt: Annotated[float | None, typer.Option("--kt", help="Thermal energy in kJ/mol: 2.494 at 300 K.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="In K, instead of --kt.")] = None,
+    bins: Annotated[
+        str | None, typer.Option("--bin", metavar="N,...", help="Bins of each variable; an open grid has a point more.")
+    ] = None,
+    lower: Annotated[
+        str | None, typer.Option("--min", metavar="X,...", help="Lower ends of the grid: numbers, -pi, 90deg.")
+    ] = None,
+    upper: Annotated[str | None, typer.Option("--max", metavar="X,...", help="Upper ends of the grid.")] = None,
+    spacing: Annotated[str | None, typer.Option(metavar="X,...", help="Spacing of the grid, instead of --bin.")] = None,
+    mintozero: Annotated[bool, typer.Option("--mintozero", help="Shift the lowest value to zero.")] = False,
+    negbias: Annotated[bool, typer.Option("--negbias", help="Minus the bias instead of the free energy.")] = False,
+    idw: Annotated[
+        list[str] | None, typer.Option(metavar="VAR,...", help="Variables to keep; the others are integrated out.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(metavar="N", help="A file each N hills: fes_0.dat and so on, and their drift.")
+    ] = None,
+    nohistory: Annotated[
+        bool, typer.Option("--nohistory", help="With --stride: each file from its own hills.")
+    ] = False,
+    cv: Annotated[list[str] | None, typer.Option(metavar="VAR", help="Variables of a COLVAR; one or two.")] = None,
+    bias: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Bias columns; default: all that end in .bias; none for no bias."),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of weights instead of a bias.")] = None,
+    rct: Annotated[bool, typer.Option("--rct", help="Weights of a growing bias: V - c(t), from .rbias.")] = False,
+    skip: Annotated[
+        str | None, typer.Option(metavar="X", help="Leave out the start: 0.2, 20% or 500ps of each walker.")
+    ] = None,
+    walkers: Annotated[int | None, typer.Option(metavar="N", help="Rows are frames of N walkers in turn.")] = None,
+    blocks: Annotated[
+        int | None, typer.Option(metavar="N", help="Blocks of time for errors; default: by autocorrelation.")
+    ] = None,
+    kde: Annotated[
+        str | None, typer.Option(metavar="H,...", help="Kernel estimate of these widths instead of a histogram.")
+    ] = None,
+    deltaf: Annotated[
+        str | None,
+        typer.Option(metavar="REGION", help="Free energy of a region, LOW..HIGH or VAR:LOW:HIGH, several with commas."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="REGION", help="Region to compare with; default: the rest.")
+    ] = None,
+    bias_factor: Annotated[float | None, typer.Option(help="Of a GRID or of OpenMM's files.")] = None,
+    periodic: Annotated[bool, typer.Option("--periodic", help="OpenMM's variables are periodic.")] = False,
+    units: Annotated[str, typer.Option(help="To show: kJ/mol, kcal/mol or kT; files are in kJ/mol.")] = "kJ/mol",
+    outfile: Annotated[
+        Path | None, typer.Option("--outfile", "-o", metavar="FILE", help="Table to write (default: fes.dat).")
+    ] = None,
+    plots: Annotated[bool, typer.Option(help="Draw pictures beside the table.")] = True,
+) -> None:
+    """Free energies from HILLS, COLVAR and their like: sums of hills, reweighting with errors, differences."""
+    from .commands.fes import fes as command
+    from .fes.options import parse_options
+
+    options = parse_options(
+        kt=kt,
+        temperature=temperature,
+        bin=bins,
+        min=lower,
+        max=upper,
+        spacing=spacing,
+        mintozero=mintozero,
+        negbias=negbias,
+        idw=idw or [],
+        stride=stride,
+        nohistory=nohistory,
+        cv=cv or [],
+        bias=bias or [],
+        weights=weights,
+        rct=rct,
+        skip=skip,
+        walkers=walkers,
+        blocks=blocks,
+        kde=kde,
+        deltaf=deltaf,
+        against=against,
+        bias_factor=bias_factor,
+        periodic=periodic,
+        units=units,
+        outfile=outfile,
+        plots=plots,
+    )
+    command(_console(), inputs, options)
+
+
+@app.command()
+@explained
 def doctor(
     measure: Annotated[bool, typer.Option(help="Time the energies too (some seconds).")] = True,
 ) -> None:

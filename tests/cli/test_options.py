@@ -17,6 +17,12 @@ FROZEN = {
         *("--transition", "--scheduler", "--resampler", "--ess-threshold", "--final", "--seed", "--seeds"),
         *("--chunk-size", "--dtype", "--device", "--size", "--output", "-o", "--set", "-s"),
     },
+    "fes": {
+        *("FILE...", "--kt", "--temperature", "--bin", "--min", "--max", "--spacing", "--mintozero", "--negbias"),
+        *("--idw", "--stride", "--nohistory", "--cv", "--bias", "--weights", "--rct", "--skip", "--walkers"),
+        *("--blocks", "--kde", "--deltaf", "--against", "--bias-factor", "--periodic", "--units", "--outfile", "-o"),
+        *("--plots", "--no-plots"),
+    },
     "train": set(),
     "train config": {"CONFIG", "--output", "-o", "--set", "-s"},
     "train flow": {"--config", "-c", "--output", "-o", "--set", "-s"},

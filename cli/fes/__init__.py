@@ -1,0 +1,1 @@
+"""`feynkac fes`: free energies from the files of biased runs."""

@@ -1,0 +1,172 @@
+"""COLVAR to free energies with error bars: reweighting, blocks, convergence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ...molecular.free_energy import FreeEnergySurface
+from ...molecular.io import write_fes, write_fes_uncertainty
+from ...molecular.units import kT as thermal_energy
+from ..errors import UserError
+from ..quantities import DIMENSIONS, parse_quantity
+from ..results import KHAT_LIMIT, Number
+from ..yaml_lines import load_yaml
+from .axes import data_axes
+from .estimates import Estimates, estimate
+from .inputs import Inputs
+from .landscape import Landscape
+from .options import FesOptions
+from .outputs import Outputs, refuse_existing, show, write_rest
+from .plots import Unit, draw_landscape
+from .regions import Regions
+from .samples import Samples, read_samples
+from .time_plots import draw_difference
+
+__all__ = ["fes_from_samples"]
+
+_FEWEST = 2.0
+"""Cells on fewer effective samples are left out of pictures."""
+
+
+def fes_from_samples(console: Console, inputs: Inputs, options: FesOptions) -> None:
+    """Reweight frames, write tables with errors, draw them.
+
+    Raises:
+        UserError: an option that does not fit.
+        FileExistsError: an output is there already.
+        FileFormatError: a damaged file.
+    """
+    if inputs.run is not None and options.kT is None:
+        options = replace(options, kT=_kT_of(inputs.run))
+    options.needed_kT("reweighting samples")
+    outputs = Outputs.of(options.outfile, "fes.dat")
+    assert outputs.table is not None
+    drawn = [outputs.beside(".png"), *([outputs.beside("_deltaf.png")] if options.deltaf is not None else [])]
+    record = outputs.beside(".json")
+    refuse_existing([outputs.table, outputs.uncertainty, *(drawn if options.plots else []), record])
+    with console.status("reading"):
+        samples = read_samples(inputs.paths, options)
+    regions = Regions.of(options, samples.periods)
+    used = samples.values[samples.log_weights > -math.inf]
+    axes = data_axes(samples.names, samples.domains, used, options)
+    if options.kde is not None and len(options.kde) != len(axes):
+        raise UserError(f"--kde: {len(options.kde)} widths for {len(axes)} variables ({', '.join(samples.names)})")
+    with console.status("computing free energies"):
+        found = estimate(samples, axes, regions.inside, regions.outside, options)
+    unit = Unit.of(options.units, options.kT)
+    numbers, notes = list(_numbers(found, regions, unit)), found.warnings()
+    write_fes(outputs.table, found.surface)
+    write_fes_uncertainty(outputs.uncertainty, found.surface)
+    pictures = {}
+    if options.plots:
+        boxes = regions.boxes
+        landscape = _visible(found.surface)
+        pictures[drawn[0]] = draw_landscape(landscape, unit, title=_title(found), cap_kT=found.kT, regions=boxes)
+        if found.report is not None:
+            pictures[drawn[1]] = draw_difference(found, unit)
+    write_rest(numbers, notes, record, pictures)
+    show(console, numbers, notes, [outputs.table, outputs.uncertainty, *pictures, record])
+
+
+def _kT_of(run: Path) -> float:
+    """kT of a run's config.
+
+    Raises:
+        UserError: it names no temperature.
+    """
+    system = load_yaml(run / "config.yaml").data.get("system")
+    text = system.get("temperature") if isinstance(system, dict) else None
+    try:
+        return thermal_energy(parse_quantity(text, DIMENSIONS["temperature"]))
+    except ValueError as error:
+        raise UserError(f"{run / 'config.yaml'}: no system.temperature; give --kt or --temperature") from error
+
+
+def _visible(surface: FreeEnergySurface) -> Landscape:
+    known = surface.ess >= _FEWEST
+    values = torch.where(known, surface.free_energy, math.inf)
+    return Landscape(surface.axes, values, error=torch.where(known, surface.std_error, math.nan))
+
+
+def _title(found: Estimates) -> str:
+    return "Free energy, " + ("kernel estimate" if found.surface.method == "kde" else "reweighted")
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def _numbers(found: Estimates, regions: Regions, unit: Unit) -> Iterator[Number]:
+    yield from _difference_numbers(found, regions, unit)
+    samples = found.samples
+    steps, walkers = samples.log_weights.shape
+    used = int((samples.log_weights > -math.inf).sum())
+    yield Number("frames", "frames used", used, remark=_frames_text(samples, steps, walkers))
+    yield Number("invalid", "rows left out: not finite", samples.invalid)
+    yield Number(
+        "ess",
+        "effective frames of the weights",
+        round(found.ess, 1),
+        remark=f"{found.ess / used:.1%}; weights {samples.weighting}",
+    )
+    yield Number(
+        "khat", "Pareto k-hat", found.khat, remark="do not trust these weights" if found.khat > KHAT_LIMIT else ""
+    )
+    yield from _time_numbers(found)
+    shape = " x ".join(str(axis.bins) for axis in found.surface.axes)
+    error = found.surface.std_error[torch.isfinite(found.surface.free_energy) & (found.surface.ess >= _FEWEST)]
+    typical = float(error.median()) * unit.factor if error.numel() else math.nan
+    yield Number("cell_error", "error of F, median over cells", typical, None, unit.name, f"{shape} cells")
+
+
+def _frames_text(samples: Samples, steps: int, walkers: int) -> str:
+    parts = [f"of {samples.rows:,} rows"]
+    if walkers > 1:
+        parts.append(f"{walkers:,} walkers of up to {steps:,} frames")
+    if samples.skipped:
+        parts.append(f"{samples.skipped:,} skipped at the start")
+    return "; ".join(parts)
+
+
+def _difference_numbers(found: Estimates, regions: Regions, unit: Unit) -> Iterator[Number]:
+    difference = found.difference
+    if difference is None:
+        return
+    label, kT = f"ΔF of {regions.text}", found.kT * unit.factor
+    how = f"error from {found.grouping}"
+    yield Number("delta_f", label, difference.value * kT, difference.std_error * kT, unit.name, how)
+    if unit.name != "kT":
+        yield Number("delta_f_kT", label, difference.value, difference.std_error, "kT")
+    inside = "" if found.inside is None else found.inside.text
+    yield Number("probability", f"probability of {inside}", difference.probability, difference.probability_std_error)
+    if found.outside is not None:
+        text = f"probability of {found.outside.text}"
+        yield Number("probability_against", text, difference.probability_outside)
+    yield Number("ess_inside", "effective frames inside", round(difference.ess_inside, 1), remark="by weights alone")
+    yield Number("ess_outside", "effective frames outside", round(difference.ess_outside, 1), remark="by weights alone")
+    report = found.report
+    if report is None:
+        return
+    yield Number("std_error_correlation", "error of ΔF from autocorrelation", report.std_error * kT, None, unit.name)
+    yield Number("independent", "independent samples behind ΔF", round(report.independent, 1))
+    crossings = report.crossings
+    visited = f"{crossings.both} of {crossings.walkers} walkers were in both"
+    yield Number("crossings", "crossings between the regions", crossings.total, remark=visited)
+    yield Number("halves_z", "halves differ by", report.halves_z, None, "standard errors")
+    yield Number("trend_z", "drift through five stretches of time", report.trend_z, None, "standard errors")
+
+
+def _time_numbers(found: Estimates) -> Iterator[Number]:
+    scale, unit = found.samples.spacing or 1.0, "frames" if found.samples.spacing is None else "ps"
+    report = found.report
+    if report is not None and report.autocorrelation is not None:
+        tau, error = report.autocorrelation.tau * scale, report.autocorrelation.tau_std_error * scale
+        yield Number("correlation_time", "correlation time of ΔF", tau, error, unit)
+    yield Number("correlation_variables", "correlation time of the variables", found.correlation * scale, None, unit)
+    remark = found.grouping + ("" if found.block is None else f", each of {found.block * scale:g} {unit}")
+    yield Number("groups", "independent groups behind the errors", found.groups, remark=remark)

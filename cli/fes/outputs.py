@@ -1,0 +1,98 @@
+"""What `feynkac fes` writes and prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.text import Text
+
+from ..errors import UserError
+from ..report.style import png
+from ..results import Number, as_json
+
+__all__ = ["Outputs", "refuse_existing", "show", "write_rest"]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Names of the files, all made from one.
+
+    Attributes:
+        table: of the free energy; None where none is written (a grid that is only drawn again).
+        stem: what pictures and numbers start with.
+        prefix: of the numbered tables of ``--stride``; None without.
+    """
+
+    table: Path | None
+    stem: Path
+    prefix: str | None = None
+
+    @classmethod
+    def of(cls, outfile: Path | None, default: str, *, stride: bool = False) -> Outputs:
+        """By ``--outfile`` or a default; with a stride it is what the numbers are put behind, as in ``sum_hills``."""
+        path = Path(default) if outfile is None else outfile
+        stem = path.with_suffix("") if path.suffix in (".dat", ".png", ".json") else path
+        if not stride:
+            return cls(path, stem)
+        given = str(outfile) if outfile is not None and path.suffix != ".dat" else f"{stem}_"
+        return cls(None, Path(given.rstrip("_.-") or "fes"), given)
+
+    def numbered(self, count: int) -> list[Path]:
+        """``fes_0.dat`` and so on."""
+        return [Path(f"{self.prefix}{k}.dat") for k in range(count)]
+
+    def beside(self, ending: str) -> Path:
+        """A file whose name starts alike: ``fes`` and ``_drift.png``."""
+        return self.stem.with_name(self.stem.name + ending)
+
+    @property
+    def uncertainty(self) -> Path:
+        """Table with errors."""
+        assert self.table is not None
+        suffix = self.table.suffix or ".dat"
+        return self.table.with_name(f"{self.table.stem}_uncertainty{suffix}")
+
+
+def refuse_existing(paths: Sequence[Path]) -> None:
+    """Refuse to start if a file would be overwritten, or its folder is missing.
+
+    Raises:
+        FileExistsError: naming the first file that is there.
+        UserError: a folder that is not there.
+    """
+    for path in paths:
+        if not path.parent.is_dir():
+            raise UserError(f"--outfile: there is no folder {path.parent}")
+        if path.exists() or path.is_symlink():
+            raise FileExistsError(f"{path} exists already; nothing is overwritten: choose another --outfile")
+
+
+def write_rest(
+    numbers: Sequence[Number], warnings: Sequence[str], json_path: Path, pictures: Mapping[Path, Figure]
+) -> None:
+    """Write numbers and pictures; none of the files exists."""
+    for path, fig in pictures.items():
+        with open(path, "xb") as file:
+            file.write(png(fig))
+    text = json.dumps(as_json(list(numbers), list(warnings)), indent=2, ensure_ascii=False) + "\n"
+    with open(json_path, "x", encoding="utf-8") as out:
+        out.write(text)
+
+
+def show(console: Console, found: Sequence[Number], notes: Sequence[str], files: Sequence[Path]) -> None:
+    """Print numbers, warnings and the names of the files."""
+    width = max((len(n.label) for n in found), default=0)
+    console.print()
+    for n in found:
+        remark = f"   {n.remark}" if n.remark else ""
+        console.print(Text.assemble(f"  {n.label:<{width}}  ", (n.text, "bold"), remark), soft_wrap=True)
+    for note in notes:
+        console.print(Text.assemble("\n", ("warning: ", "yellow"), note), soft_wrap=True)
+    console.print("\n  files", highlight=False)
+    for path in files:
+        console.print(Text(f"    {path}"), soft_wrap=True)
