@@ -17,7 +17,7 @@ from ..fkc.errors import NonFiniteWeightWarning, ParetoWarning
 from ..flows.importance import ImportanceResult, importance_sample
 from ..flows.proposal import Proposal
 from ..molecular.cvs import CollectiveVariable
-from ..molecular.dynamics import WalkerRetiredWarning
+from ..molecular.dynamics import WalkerRestartedWarning, WalkerRetiredWarning
 from ..molecular.energies import Energy
 from ..molecular.free_energy import FreeEnergySurface
 from ..molecular.io import read_weights, write_colvar, write_fes, write_fes_uncertainty, write_trajectory
@@ -270,5 +270,5 @@ def collected_warnings() -> Iterator[list[str]]:
         warnings.simplefilter("always", RuntimeWarning)
         yield messages
     # The analysis says the same of k-hat, zero weights and lost walkers, also when only the report is drawn again.
-    known = (ParetoWarning, NonFiniteWeightWarning, WalkerRetiredWarning)
+    known = (ParetoWarning, NonFiniteWeightWarning, WalkerRestartedWarning, WalkerRetiredWarning)
     messages += [str(w.message) for w in caught if not issubclass(w.category, known)]

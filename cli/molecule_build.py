@@ -21,13 +21,13 @@ from ..molecular.systems import MolecularSystem
 from ..molecular.units import kT
 from ..steering import Annealed, MeanFree, Run, attach, effective_std
 from .build import build_request, build_system, build_variables
-from .errors import UserError
 from .molecule_config import MoleculeConfig
 from .paths import resolve
+from .reference import read_reference
 from .steer_build import one_thread_for_tiny_models
 from .steer_rewards import named_errors
 
-__all__ = ["Molecule", "input_files", "read_reference"]
+__all__ = ["Molecule", "input_files"]
 
 _MODEL, _LATENTS = 2**30 + 2, 2**30 + 3
 """Streams that no population has: of the model's own draws, and from here on of the noise each population begins at."""
@@ -44,28 +44,6 @@ def input_files(config: MoleculeConfig) -> dict[str, Path]:
     return files | {name: Path(name) for name in config.system.force_field if Path(name).is_file()}
 
 
-def read_reference(config: MoleculeConfig) -> dict[str, Any]:
-    """Numbers from elsewhere, ``{"value": ..., "std_error": ...}`` each; empty without a reference.
-
-    Raises:
-        UserError: the file is no JSON object, or one of another temperature.
-    """
-    if config.reference is None:
-        return {}
-    place = resolve(config.reference, Path())
-    with named_errors(f"reference = {config.reference!r}"):
-        found = json.loads(place.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise UserError(f"reference = {config.reference!r}: expected a JSON object")
-    settings = found.get("settings", {})
-    temperature = settings.get("temperature") if isinstance(settings, dict) else None
-    if temperature is not None and temperature != config.system.temperature:
-        raise UserError(
-            f"reference = {config.reference!r}: is of {temperature:g} K, not of {config.system.temperature:g} K"
-        )
-    return found
-
-
 @dataclass(frozen=True, eq=False)
 class Molecule:
     """What a config stands for, built and checked.
@@ -78,7 +56,7 @@ class Molecule:
         bonds: energy of the bonds alone.
         variables: collective variables.
         request: what to compute.
-        reference: see :func:`read_reference`.
+        reference: see :func:`~feynkac.cli.reference.read_reference`.
     """
 
     config: MoleculeConfig
@@ -97,7 +75,7 @@ class Molecule:
         Raises:
             UserError: something cannot be used; the message names it.
         """
-        reference = read_reference(config)
+        reference = read_reference(config.reference, config.system.temperature)
         system = build_system(config.system)
         variables = build_variables(config.analysis, system.topology)
         request = build_request(config.analysis, variables, config.sampling.seed)

@@ -20,7 +20,7 @@ from ..molecular.units import kT
 from .errors import UserError
 from .job import VARIABLE
 from .molecule_build import Molecule
-from .results import KHAT_LIMIT, Number
+from .results import KHAT_LIMIT, Number, region_text
 
 __all__ = ["Outcome", "arrays_of", "numbers", "outcome_of", "title", "warnings_of"]
 
@@ -168,8 +168,7 @@ def _differences(outcome: Outcome) -> Iterator[Number]:
     request = outcome.molecule.request.difference
     if request is None:
         return
-    unit = f" {request.unit}" if request.unit else ""
-    region = f"{request.region.lower:g} < {request.variable} < {request.region.upper:g}{unit}"
+    region = region_text(request)
     results = outcome.differences
     key = f"probability_{request.region.lower:g}_{request.variable}_{request.region.upper:g}"
     known = outcome.molecule.reference

@@ -9,7 +9,7 @@ from typing import Any
 from ..molecular.free_energy import FreeEnergyDifference
 from ..molecular.pipeline import Analysis, DifferenceRequest
 
-__all__ = ["Number", "as_json", "numbers"]
+__all__ = ["KHAT_LIMIT", "Number", "as_json", "numbers", "region_text"]
 
 KHAT_LIMIT = 0.7
 """Above this shape of the tail no importance-sampling estimate is to be trusted (Vehtari et al. 2024)."""
@@ -69,8 +69,7 @@ def numbers(analysis: Analysis, request: DifferenceRequest | None, energy_calls:
 def _difference_numbers(
     raw: FreeEnergyDifference, smoothed: FreeEnergyDifference, request: DifferenceRequest
 ) -> list[Number]:
-    unit = f" {request.unit}" if request.unit else ""
-    region = f"{request.region.lower:g} < {request.variable} < {request.region.upper:g}{unit}"
+    region = region_text(request)
     name = f"ΔF of {region} against the rest"
     return [
         Number("delta_f_kT", name, raw.value, raw.std_error, "kT"),
@@ -86,6 +85,12 @@ def _difference_numbers(
         Number("ess_inside", "effective samples inside the region", round(raw.ess_inside, 1)),
         Number("ess_outside", "effective samples outside", round(raw.ess_outside, 1)),
     ]
+
+
+def region_text(request: DifferenceRequest) -> str:
+    """The region of a difference in words."""
+    unit = f" {request.unit}" if request.unit else ""
+    return f"{request.region.lower:g} < {request.variable} < {request.region.upper:g}{unit}"
 
 
 def as_json(found: list[Number], warnings: list[str]) -> dict[str, Any]:

@@ -33,6 +33,12 @@ def report(console: Console, path: Path) -> None:
     if kind == "annealed_molecule":
         _redraw_molecule(console, folder)
         return
+    if kind == "metadynamics":
+        _redraw_biased(console, folder)
+        return
+    if kind == "repelled":
+        _redraw_repelled(console, folder)
+        return
     redraw(folder, load_config(folder.config, RunConfig), console)
 
 
@@ -55,3 +61,17 @@ def _redraw_molecule(console: Console, folder: RunFolder) -> None:
     from ..molecule_job import redraw_molecule
 
     redraw_molecule(folder, load_config(folder.config, MoleculeConfig), console)
+
+
+def _redraw_biased(console: Console, folder: RunFolder) -> None:
+    from ..biased.config import MetadynamicsConfig
+    from ..biased.job import redraw_biased
+
+    redraw_biased(folder, load_config(folder.config, MetadynamicsConfig), console)
+
+
+def _redraw_repelled(console: Console, folder: RunFolder) -> None:
+    from ..repelled.config import RepelledConfig
+    from ..repelled.job import redraw_repelled
+
+    redraw_repelled(folder, load_config(folder.config, RepelledConfig), console)

@@ -46,6 +46,16 @@ def resume(console: Console, path: Path) -> None:
 
         resume_molecule(console, folder)
         return
+    if kind == "metadynamics":
+        from ..biased.job import resume_biased
+
+        resume_biased(console, folder)
+        return
+    if kind == "repelled":
+        from ..repelled.job import resume_repelled
+
+        resume_repelled(console, folder)
+        return
     if kind == VALUE_JOB:
         resume_value(console, folder)
         return

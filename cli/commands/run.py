@@ -42,6 +42,18 @@ def run(console: Console, config_file: Path, output: Path | None, overrides: Seq
 
         run_molecule(console, load_config(place, MoleculeConfig, overrides), output)
         return
+    if job == "metadynamics":
+        from ..biased.config import MetadynamicsConfig
+        from ..biased.job import run_biased
+
+        run_biased(console, load_config(place, MetadynamicsConfig, overrides), output)
+        return
+    if job == "repelled":
+        from ..repelled.config import RepelledConfig
+        from ..repelled.job import run_repelled
+
+        run_repelled(console, load_config(place, RepelledConfig, overrides), output)
+        return
     config = load_config(place, RunConfig, overrides)
     path = default_run_folder(config.name) if output is None else output
     RunFolder.refuse_existing(path)
@@ -54,7 +66,7 @@ def run(console: Console, config_file: Path, output: Path | None, overrides: Seq
     built.execute(folder, console)
 
 
-_JOBS = ("free_energy", "corrected", "annealed_molecule")
+_JOBS = ("free_energy", "corrected", "annealed_molecule", "metadynamics", "repelled")
 
 
 def _job(place: Path) -> Any:

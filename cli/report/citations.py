@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..config import RunConfig
 
-__all__ = ["CORRECTORS", "citations", "force_field_citations"]
+__all__ = ["CORRECTORS", "biased_citations", "citations", "force_field_citations"]
 
 CORRECTORS = (
     "feynkac: the feynkac developers, version {version}.",
@@ -26,6 +26,21 @@ _ALWAYS = (
     "MDTraj: R. T. McGibbon et al., Biophys. J. 109, 1528 (2015).",
     "File formats of PLUMED 2: G. A. Tribello, M. Bonomi, D. Branduardi, C. Camilloni, G. Bussi, "
     "Comput. Phys. Commun. 185, 604 (2014).",
+)
+_OPENMM, _MDTRAJ, _PLUMED = _ALWAYS[3:]
+_BIASED = {
+    "well_tempered": (
+        "Metadynamics: A. Laio, M. Parrinello, Proc. Natl. Acad. Sci. USA 99, 12562 (2002).",
+        "Well-tempered metadynamics: A. Barducci, G. Bussi, M. Parrinello, Phys. Rev. Lett. 100, 020603 (2008).",
+        "c(t): P. Tiwary, M. Parrinello, J. Phys. Chem. B 119, 736 (2015).",
+    ),
+    "opes": ("OPES: M. Invernizzi, M. Parrinello, J. Phys. Chem. Lett. 11, 2731 (2020).",),
+}
+_DYNAMICS = (
+    "Multiple walkers: P. Raiteri, A. Laio, F. L. Gervasio, C. Micheletti, M. Parrinello, J. Phys. Chem. B 110, 3533 "
+    "(2006).",
+    "BAOAB Langevin dynamics: B. Leimkuhler, C. Matthews, J. Chem. Phys. 138, 174102 (2013).",
+    "Autocorrelation times: C. J. Geyer, Stat. Sci. 7, 473 (1992); U. Wolff, Comput. Phys. Commun. 156, 143 (2004).",
 )
 _FORCE_FIELDS = {
     "amber99sbildn": "amber99sb-ildn: K. Lindorff-Larsen et al., Proteins 78, 1950 (2010).",
@@ -49,3 +64,9 @@ def force_field_citations(files: Sequence[str]) -> list[str]:
     """References for OpenMM's force-field files."""
     names = " ".join(files).lower()
     return [text for key, text in _FORCE_FIELDS.items() if key in names]
+
+
+def biased_citations(kind: str, force_field: Sequence[str], version: str) -> list[str]:
+    """References for biased dynamics with a bias of ``kind``."""
+    program, pareto = (_ALWAYS[k].format(version=version) for k in (0, 2))
+    return [program, *_BIASED[kind], *_DYNAMICS, pareto, _OPENMM, _MDTRAJ, _PLUMED, *force_field_citations(force_field)]

@@ -16,26 +16,27 @@ from matplotlib.ticker import LogLocator, MultipleLocator, NullFormatter, Percen
 from ...molecular.free_energy import Axis, FreeEnergyDifference, FreeEnergySurface
 from ...molecular.pipeline import Analysis, DifferenceRequest, RunningEstimate, WeightedDraws
 from .style import ACCENT, INK, MUTED, SECOND, Array, figure, label, style_axes, styled, to_display
-from .surface_parts import CAP_KT, box, closed, closed_points, paint_surface, shade_region, shown_cap
+from .surface_parts import CAP_KT, box, closed, closed_points, contour_step, paint_surface, shade_region, shown_cap
 
 __all__ = ["draw_density", "draw_profiles", "draw_running", "draw_surface", "draw_weights"]
 
 
 @styled
-def draw_surface(surface: FreeEnergySurface) -> Figure:
-    """A two-dimensional surface with a contour each kT.
+def draw_surface(surface: FreeEnergySurface, most: float = CAP_KT) -> Figure:
+    """A two-dimensional surface with contours, up to ``most`` kT.
 
     White: above the cap, or fewer than two effective samples, where colours and lines would follow noise.
     """
     x, y = surface.axes
     fig, (ax,) = figure(5.4, 4.5)
-    mesh = paint_surface(ax, surface, shown_cap((surface,)))
+    cap = shown_cap((surface,), most)
+    mesh = paint_surface(ax, surface, cap)
     style_axes(ax, x, "x")
     style_axes(ax, y, "y")
     box(ax)
     ax.set_title("Free-energy surface")
     bar = fig.colorbar(mesh, ax=ax, pad=0.02, aspect=26)
-    bar.set_label("free energy (kT), a contour each kT")
+    bar.set_label(f"free energy (kT), a contour each {'' if contour_step(cap) == 1 else '2 '}kT")
     bar.ax.yaxis.set_major_locator(MultipleLocator(2))
     return fig
 
@@ -63,7 +64,7 @@ def draw_profiles(profiles: tuple[FreeEnergySurface, ...], difference: Differenc
         ax.set_ylim(-0.4, min(highest + 1, 1.5 * CAP_KT))
         if k == 0:
             ax.set_ylabel("free energy (kT)")
-            ax.legend(loc="upper left", ncols=1)
+            ax.legend(loc="best")
         right = ax.secondary_yaxis("right", functions=_both_ways(profile.kT))  # type: ignore[arg-type]
         right.spines["right"].set_visible(True)
         if k == len(profiles) - 1:

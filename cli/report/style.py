@@ -19,7 +19,7 @@ __all__ = ["ACCENT", "INK", "MUTED", "SECOND", "Array", "figure", "label", "png"
 
 Array = NDArray[np.float64]
 SECOND = "#d1603d"
-_GREEK = {"phi": "ϕ", "psi": "ψ", "omega": "ω", "chi": "χ", "theta": "θ"}
+_GREEK = {"phi": "ϕ", "psi": "ψ", "omega": "ω", "chi": "χ", "theta": "θ", "zeta": "ζ"}
 
 
 def figure(width: float, height: float, columns: int = 1, **kwargs: Any) -> tuple[Figure, list[Axes]]:

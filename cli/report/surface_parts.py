@@ -15,20 +15,22 @@ from ...molecular.free_energy import Axis, FreeEnergySurface
 from ...molecular.pipeline import DifferenceRequest
 from .style import SECOND, Array, to_display
 
-__all__ = ["CAP_KT", "box", "closed", "closed_points", "paint_surface", "shade_region", "shown_cap"]
+__all__ = ["CAP_KT", "box", "closed", "closed_points", "contour_step", "paint_surface", "shade_region", "shown_cap"]
 
 CAP_KT = 10.0
 """Surfaces are coloured up to this many kT: above it samples are too few for colours to mean anything."""
 
+_DENSE_KT = 12.0
 
-def shown_cap(surfaces: Sequence[FreeEnergySurface]) -> float:
-    """The end of the colour scale in kT: the highest value that is shown, at most 10 kT."""
+
+def shown_cap(surfaces: Sequence[FreeEnergySurface], most: float = CAP_KT) -> float:
+    """The end of the colour scale in kT: the highest value that is shown, at most ``most`` kT."""
     highest = [float(_visible(surface).max()) for surface in surfaces if _visible(surface).count()]
-    return min(CAP_KT, max(1.0, math.ceil(max(highest, default=1.0))))
+    return min(most, max(1.0, math.ceil(max(highest, default=1.0))))
 
 
 def paint_surface(ax: Axes, surface: FreeEnergySurface, cap: float) -> QuadMesh:
-    """Colours and contours of a two-dimensional surface up to ``cap`` kT; for the scale of colours."""
+    """Colours of a two-dimensional surface up to ``cap`` kT, and contours; for the scale of colours."""
     x, y = surface.axes
     shown = _visible(surface)
     white = matplotlib.colormaps["viridis"].with_extremes(over="white", bad="white")
@@ -41,12 +43,17 @@ def paint_surface(ax: Axes, surface: FreeEnergySurface, cap: float) -> QuadMesh:
         vmax=cap,
         rasterized=True,
     )
-    levels = np.arange(1, cap)
+    levels = np.arange(contour_step(cap), cap, contour_step(cap))
     if levels.size and shown.count():
         points = [closed_points(axis) for axis in surface.axes]
         lines = np.ma.masked_where(_wrapped(surface.ess.numpy(), surface.axes) < 4, shown)
         ax.contour(*points, lines.T, levels=levels, colors="white", linewidths=0.6, alpha=0.85)
     return mesh
+
+
+def contour_step(cap: float) -> int:
+    """kT between contours: one up to 12 kT, two beyond, where they would run together."""
+    return 1 if cap <= _DENSE_KT else 2
 
 
 def _visible(surface: FreeEnergySurface) -> np.ma.MaskedArray[Any, np.dtype[np.float64]]:

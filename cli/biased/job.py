@@ -1,0 +1,188 @@
+"""A run of biased dynamics from its config to the finished folder; resumable at any moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from torch import Tensor
+
+from ...fkc.bias import RepulsionBias
+from ...fkc.checkpoint import load_state, save_state
+from ...molecular.dynamics import MetadynamicsState, WalkerExploded, follow, prepare
+from ...molecular.io import bias_grid, read_weights, write_grid, write_trajectory
+from ...molecular.io import write_weights as save_arrays
+from ..errors import UserError
+from ..job import collected_warnings, show, write_tables
+from ..paths import default_run_folder
+from ..progress import resumable
+from ..results import as_json
+from ..run_folder import RunFolder
+from ..validation import load_config
+from .build import Setup, input_files
+from .config import MetadynamicsConfig
+from .journal import Journal
+from .numbers import numbers, warnings_of
+from .page import write_biased_report
+from .progress import biasing_progress
+from .results import Outcome, outcome_of
+
+__all__ = ["JOB", "BiasedJob", "redraw_biased", "resume_biased", "run_biased"]
+
+JOB = "metadynamics"
+"""``job:`` of the configs."""
+
+_FRAMES = "frames.positions"
+_BIAS = "bias"
+"""Folder of the frozen bias in a finished run."""
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+def run_biased(console: Console, config: MetadynamicsConfig, output: Path | None) -> None:
+    """`feynkac run` for biased dynamics.
+
+    Raises:
+        UserError: for any problem of the config; before any folder is made.
+        FileExistsError: if the output exists.
+    """
+    path = default_run_folder(config.name) if output is None else output
+    RunFolder.refuse_existing(path)
+    with console.status("building system, energy and bias"):
+        job = BiasedJob(Setup.build(config))
+    folder = RunFolder.create(path, job.setup.config, input_files(config))
+    s = job.setup.settings
+    text = (
+        f"{config.name}: {s.walkers:,} walkers along {', '.join(job.setup.bias.names)}; {s.fill_ps:g} ps of filling, "
+        f"{s.burn_in_ps:g} + {s.production_ps:g} ps under the frozen bias, into {path}"
+    )
+    console.print(Text(text), soft_wrap=True)
+    with resumable(console, path):
+        job.execute(folder, console)
+
+
+def resume_biased(console: Console, folder: RunFolder) -> None:
+    """`feynkac resume` for biased dynamics.
+
+    Raises:
+        UserError: its inputs have changed, or one of its files was altered.
+        CheckpointError: a checkpoint is damaged.
+    """
+    config = load_config(folder.config, MetadynamicsConfig)
+    folder.check_inputs(input_files(config))
+    with console.status("building system, energy and bias"):
+        job = BiasedJob(Setup.build(config))
+    with resumable(console, folder.path):
+        job.execute(folder, console)
+
+
+def redraw_biased(folder: RunFolder, config: MetadynamicsConfig, console: Console) -> None:
+    """`feynkac report`: numbers, pictures and report again, from ``weights.npz`` and the bias.
+
+    Raises:
+        UserError: the run is not complete, or a file is missing.
+        CheckpointError: the bias is damaged.
+    """
+    folder.results()
+    place = folder.path / "weights.npz"
+    if not place.is_file():
+        raise UserError(f"{place}: missing, although the run is complete")
+    setup = Setup.build(config)
+    bias = RepulsionBias.from_state_dict(load_state(folder.path / _BIAS)[0])
+    with collected_warnings() as caught, console.status("computing free energies"):
+        outcome = outcome_of(setup, read_weights(place), bias)
+    _conclude(folder, console, outcome, None, caught)
+
+
+# --- the job ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BiasedJob:
+    """What a config stands for, built and checked before any folder is made."""
+
+    setup: Setup
+
+    def execute(self, folder: RunFolder, console: Console) -> None:
+        """Run what is not done yet, then write every result, and print the numbers."""
+        with collected_warnings() as caught:
+            journal, state = self._sample(folder, console)
+            with console.status("computing free energies"):
+                arrays = _with_counts(self.setup, journal, state)
+                positions = arrays.pop(_FRAMES)
+                outcome = outcome_of(self.setup, arrays, state.bias)
+        _conclude(folder, console, outcome, positions, caught)
+
+    def _sample(self, folder: RunFolder, console: Console) -> tuple[Journal, MetadynamicsState]:
+        setup = self.setup
+        journal = Journal(folder, setup)
+        generator = journal.generator()
+        try:
+            with biasing_progress(console, setup.settings) as shown:
+                state = journal.state
+                if state is None:
+                    start = setup.system.positions
+                    state = prepare(setup.method, start, setup.settings, generator, progress=shown.melting)
+                for staged in follow(setup.method, setup.settings, generator, state):
+                    state = staged.state
+                    journal.add(staged)
+                    shown(staged)
+                    journal.save_if_due(state, generator)
+        except WalkerExploded as error:
+            raise UserError(f"dynamics: {error}") from error
+        journal.save(state, generator)
+        return journal, state
+
+
+def _with_counts(setup: Setup, journal: Journal, state: MetadynamicsState) -> dict[str, Tensor]:
+    """What was recorded, and single numbers of the whole run."""
+    counts = state.bias.counts
+    single = {
+        "kT": state.bias.kT,
+        "deposits": state.deposits,
+        "hills": counts.hills - setup.bias.counts.hills,
+        "invalid": counts.invalid,
+        "outside": counts.outside + int(journal.watch.counts[1]),
+        "retired": state.walkers.n_retired,
+        "restarted": state.restarted,
+        "energy_calls": journal.energy_calls,
+        "seconds": journal.seconds,
+    }
+    return journal.arrays() | {name: torch.tensor(float(v), dtype=torch.float64) for name, v in single.items()}
+
+
+def _conclude(
+    folder: RunFolder, console: Console, outcome: Outcome, positions: Tensor | None, caught: list[str]
+) -> None:
+    """Write the results of a run just made (with the ``positions`` of its frames), or the pictures alone; print."""
+    found, notes = numbers(outcome), warnings_of(outcome, caught)
+    with (
+        console.status("writing results"),
+        folder.results_stage(None if positions is None else as_json(found, notes)) as stage,
+    ):
+        if positions is not None:
+            _write_data(stage, outcome, positions)
+        pictures = write_biased_report(
+            stage,
+            config_text=folder.config.read_text(encoding="utf-8"),
+            provenance=folder.recorded(),
+            outcome=outcome,
+            numbers=found,
+            warnings=notes,
+        )
+    show(console, folder, found, notes, pictures)
+
+
+def _write_data(stage: Path, outcome: Outcome, positions: Tensor) -> None:
+    """Structures, weights, surfaces and the bias."""
+    write_trajectory(stage / "samples.dcd", stage / "samples.pdb", positions, outcome.setup.system.topology)
+    save_arrays(stage / "weights.npz", outcome.arrays)
+    write_tables(stage, outcome)
+    save_state(stage / _BIAS, outcome.bias.state_dict(), {})
+    if outcome.bias.grid_axes is not None:
+        grid = bias_grid(outcome.bias, label=outcome.setup.label)
+        write_grid(stage / "bias.dat", grid.axes, grid.columns)

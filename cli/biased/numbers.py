@@ -1,0 +1,142 @@
+"""The numbers of biased dynamics in the order in which they are shown, and what a reader of them should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ...fkc.bias import OpesBias
+from ...molecular.free_energy.difference import FEW_EFFECTIVE_SAMPLES
+from ..job import VARIABLE
+from ..results import KHAT_LIMIT, Number, region_text
+from .results import Outcome
+from .watch import outside_grid
+
+__all__ = ["numbers", "warnings_of"]
+
+_APART = 2.0
+"""Errors from walkers and from correlation that differ by this factor are worth a word."""
+
+
+def numbers(outcome: Outcome) -> list[Number]:
+    """Everything that a run has computed, in the order in which it is shown."""
+    return [*_differences(outcome), *_trust(outcome), *_counts(outcome)]
+
+
+def _differences(outcome: Outcome) -> Iterator[Number]:
+    request, found = outcome.setup.request.difference, outcome.difference
+    if request is None or found is None:
+        return
+    region = region_text(request)
+    name = f"ΔF of {region} against the rest"
+    how = f"error from {_units(outcome)}"
+    yield Number("delta_f_kT", name, found.value, found.std_error, "kT", how)
+    yield Number("delta_f_kJ_mol", name, found.value_kJ_mol, found.std_error_kJ_mol, "kJ/mol")
+    known = outcome.setup.reference.get("delta_f_kT")
+    key = f"probability_{request.region.lower:g}_{request.variable}_{request.region.upper:g}"
+    if key in outcome.setup.reference and isinstance(known, dict):  # the reference's difference is that of this region
+        yield Number("reference.delta_f_kT", f"{name}, reference", known["value"], known.get("std_error"), "kT")
+    if outcome.from_bias is not None:
+        remark = "no error bar; not an estimate to quote"
+        yield Number("from_bias_kT", f"{name}, read off the bias", outcome.from_bias.value, None, "kT", remark)
+    yield Number("probability", f"probability of {region}", found.probability, found.probability_std_error)
+    yield Number("ess_inside", "effective samples inside the region", round(found.ess_inside, 1))
+    yield Number("ess_outside", "effective samples outside", round(found.ess_outside, 1))
+
+
+def _trust(outcome: Outcome) -> Iterator[Number]:
+    steps, walkers = outcome.arrays["log_weights"].shape
+    share = f"{outcome.ess / (steps * walkers):.1%} of {steps:,} records of {walkers:,} walkers"
+    yield Number("ess", "effective samples of the weights", round(outcome.ess, 1), remark=share)
+    remark = f"above {KHAT_LIMIT}: do not trust these weights" if outcome.khat > KHAT_LIMIT else "below 0.7: reliable"
+    yield Number("khat", "Pareto k-hat", outcome.khat, remark=remark)
+    report = outcome.report
+    if report is None:
+        return
+    if report.autocorrelation is not None:
+        record = outcome.setup.settings.record_steps * outcome.setup.settings.time_step
+        tau, error = report.autocorrelation.tau * record, report.autocorrelation.tau_std_error * record
+        yield Number("correlation_ps", "correlation time of ΔF's influence", tau, error, "ps")
+        yield Number("independent", "independent samples behind ΔF", round(report.independent, 1))
+        by = "autocorrelation, in place of " + _units(outcome)
+        yield Number("std_error_correlation_kT", "error of ΔF from correlation", report.std_error, None, "kT", by)
+    yield Number("halves_z", "halves of the production differ by", report.halves_z, None, "standard errors")
+    yield Number("trend_z", "drift through five stretches of time", report.trend_z, None, "standard errors")
+    crossings = report.crossings
+    visited = f"{crossings.both} of {crossings.walkers} walkers were in both"
+    yield Number("crossings", "crossings between the region and the rest", crossings.total, remark=visited)
+
+
+def _counts(outcome: Outcome) -> Iterator[Number]:
+    settings = outcome.setup.settings
+    deposits, hills = int(outcome.number("deposits")), int(outcome.number("hills"))
+    yield Number("deposits", "deposits", deposits, remark=f"{hills:,} hills in {settings.fill_ps:g} ps of filling")
+    if isinstance(outcome.bias, OpesBias):
+        yield Number("kernels", "kernels, merged", outcome.bias.n_kernels)
+    yield Number("bias_max", "highest bias that a walker felt", float(outcome.arrays["bias"].max()), None, "kJ/mol")
+    retired, outside = int(outcome.number("retired")), int(outcome.number("outside"))
+    yield Number("retired", "retired walkers", retired, remark=f"of {settings.walkers:,}")
+    yield Number("outside", "samples outside the bias's grid", outside)
+    yield Number("energy_calls", "energy calls", outcome.number("energy_calls"))
+    seconds = outcome.number("seconds")
+    rate = outcome.number("energy_calls") / max(seconds, 1e-9)
+    yield Number("wall_seconds", "wall time", round(seconds, 1), None, "s", f"{rate:,.0f} energy calls a second")
+
+
+def _units(outcome: Outcome) -> str:
+    count = int(outcome.groups.max()) + 1
+    return f"{count:,} walkers" if outcome.by_walkers else f"{count:,} blocks of time"
+
+
+# --- warnings ---------------------------------------------------------------------------------------------------------
+
+
+def warnings_of(outcome: Outcome, caught: Sequence[str]) -> list[str]:
+    """What a reader of the numbers should know."""
+    notes, settings = list(dict.fromkeys(caught)), outcome.setup.settings
+    retired, outside = int(outcome.number("retired")), int(outcome.number("outside"))
+    restarted = int(outcome.number("restarted"))
+    if restarted:
+        notes.append(
+            f"{restarted} of {settings.walkers} walkers lost their finite energy while they were relaxed or melted, "
+            "and started again from an earlier place or from another walker's"
+        )
+    if retired:
+        text = "use a shorter time step, a longer melt, or a lower height of hills"
+        notes.append(f"{retired} of {settings.walkers} walkers had no finite energy any more and were retired: {text}")
+    if outside:
+        samples = outcome.arrays["log_weights"].numel()
+        here = int(outside_grid(outcome.bias, _biased(outcome)).sum())
+        notes.append(
+            f"{outside} samples lay beyond an end of the bias's grid, {here} of {samples:,} of them in the production: "
+            "the bias does not push there; widen the grid or put up walls"
+        )
+    if outcome.khat > KHAT_LIMIT:
+        notes.append(f"Pareto k-hat is {outcome.khat:.2f}, above {KHAT_LIMIT}: the weights have too heavy a tail")
+    notes += _doubts(outcome)
+    return notes
+
+
+def _doubts(outcome: Outcome) -> Iterator[str]:
+    difference, report = outcome.difference, outcome.report
+    if difference is not None and min(difference.ess_inside, difference.ess_outside) < FEW_EFFECTIVE_SAMPLES:
+        few = min(difference.ess_inside, difference.ess_outside)
+        yield f"only {few:.1f} effective samples on one side of the region: ΔF and its error are unreliable"
+    if report is None or difference is None:
+        return
+    known = {f"the weights have a heavy tail: Pareto k-hat is {report.khat:.2f}, above {KHAT_LIMIT}"}
+    yield from (f"convergence: {verdict}" for verdict in report.verdicts if verdict not in known)
+    if report.std_error > 0 and difference.std_error > 0:
+        ratio = max(report.std_error / difference.std_error, difference.std_error / report.std_error)
+        if ratio > _APART:
+            yield (
+                f"the error of ΔF is {difference.std_error:.2f} kT from {_units(outcome)}, but {report.std_error:.2f} "
+                "kT from autocorrelation: take the larger, or run longer"
+            )
+
+
+def _biased(outcome: Outcome) -> Tensor:
+    """(T, B, d)."""
+    return torch.stack([outcome.arrays[VARIABLE + name] for name in outcome.bias.names], dim=-1)

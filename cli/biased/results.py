@@ -1,0 +1,187 @@
+"""What biased dynamics has found: estimates under the frozen bias, their errors, and what speaks against them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...fkc.bias import RepulsionBias
+from ...fkc.pareto import pareto_smooth
+from ...fkc.weights import effective_sample_size
+from ...molecular.free_energy import (
+    Axis,
+    BiasDifference,
+    ConvergenceReport,
+    FreeEnergyDifference,
+    FreeEnergySurface,
+    block_groups,
+    block_length,
+    convergence,
+    difference_from_bias,
+    free_energy_difference,
+    free_energy_surface,
+    influence,
+    integrated_autocorrelation,
+)
+from ...molecular.free_energy.difference import FewEffectiveSamplesWarning
+from ...molecular.pipeline import DifferenceRequest, SurfaceRequest
+from ..errors import UserError
+from ..job import VARIABLE
+from .build import Setup
+from .watch import cores
+
+__all__ = ["Outcome", "outcome_of"]
+
+_ENOUGH_WALKERS = 16
+"""With so many independent walkers errors come from their scatter; with fewer, from blocks of time."""
+
+_MOST_QUADRATURE = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A finished run.
+
+    Attributes:
+        setup: what was run.
+        arrays: of ``weights.npz``: those of :class:`~feynkac.cli.biased.rows.Rows` and single numbers.
+        bias: frozen.
+        groups: (T B,) independent groups of the samples, for errors.
+        by_walkers: the groups are whole walkers.
+        surface, profiles: free energies with errors.
+        difference: of the region, None without one; ``from_bias`` as the bias itself has it, without samples.
+        report: on the difference's convergence.
+        ess: effective samples of the weights.
+        khat: of their tail.
+    """
+
+    setup: Setup
+    arrays: Mapping[str, Tensor]
+    bias: RepulsionBias
+    groups: Tensor
+    by_walkers: bool
+    surface: FreeEnergySurface | None
+    profiles: tuple[FreeEnergySurface, ...]
+    difference: FreeEnergyDifference | None
+    from_bias: BiasDifference | None
+    report: ConvergenceReport | None
+    ess: float
+    khat: float
+
+    def number(self, name: str) -> float:
+        """A single number among the arrays."""
+        return float(self.arrays[name])
+
+
+def outcome_of(setup: Setup, arrays: Mapping[str, Tensor], bias: RepulsionBias) -> Outcome:
+    """Estimate everything that was asked for.
+
+    Raises:
+        UserError: an array is missing.
+        WeightError: no sample has a weight.
+    """
+    try:
+        log_weights = arrays["log_weights"]
+        values = {v.name: arrays[VARIABLE + v.name] for v in setup.variables}
+    except KeyError as error:
+        raise UserError(f"weights.npz: has no array {error}") from error
+    request = setup.request.difference
+    report = None if request is None else _report(setup, request, values[request.variable], log_weights)
+    groups, by_walkers = _groups(arrays["bias"], log_weights, report)
+    difference = None
+    if request is not None:
+        with warnings.catch_warnings():  # said by `warnings_of`, also when only the report is drawn again
+            warnings.simplefilter("ignore", FewEffectiveSamplesWarning)
+            difference = free_energy_difference(
+                request.region.contains(values[request.variable]).reshape(-1),
+                log_weights.reshape(-1),
+                kT=bias.kT,
+                bootstrap=request.bootstrap,
+                seed=setup.request.seed,
+                groups=groups,
+            )
+
+    def surface(wanted: SurfaceRequest) -> FreeEnergySurface:
+        return free_energy_surface(
+            torch.stack([values[axis.name].reshape(-1) for axis in wanted.axes], dim=1),
+            log_weights.reshape(-1),
+            kT=bias.kT,
+            axes=wanted.axes,
+            method=wanted.method,
+            bandwidth=wanted.bandwidth,
+            bootstrap=wanted.bootstrap,
+            seed=setup.request.seed,
+            groups=groups,
+        )
+
+    return Outcome(
+        setup=setup,
+        arrays=arrays,
+        bias=bias,
+        groups=groups,
+        by_walkers=by_walkers,
+        surface=None if setup.request.surface is None else surface(setup.request.surface),
+        profiles=tuple(surface(profile) for profile in setup.request.profiles),
+        difference=difference,
+        from_bias=None if request is None else _from_bias(setup, bias, request),
+        report=report,
+        ess=float(effective_sample_size(log_weights.reshape(-1))),
+        khat=pareto_smooth(log_weights.reshape(-1)).khat,
+    )
+
+
+def _report(setup: Setup, request: DifferenceRequest, values: Tensor, log_weights: Tensor) -> ConvergenceReport:
+    inside = request.region.contains(values)
+    core_in, core_out = cores(values, request)
+    axis = next((p.axes[0] for p in setup.request.profiles if p.axes[0].name == request.variable), None)
+    return convergence(
+        inside,
+        log_weights,
+        kT=setup.bias.kT,
+        core_a=core_in,
+        core_b=core_out,
+        values=None if axis is None else values,
+        axis=axis,
+    )
+
+
+def _groups(bias: Tensor, log_weights: Tensor, report: ConvergenceReport | None) -> tuple[Tensor, bool]:
+    """Walkers where there are enough, else blocks of time of each."""
+    steps, walkers = log_weights.shape
+    if walkers >= _ENOUGH_WALKERS:
+        return torch.arange(walkers).repeat(steps), True
+    if report is not None:
+        block = report.block
+    else:
+        memory = integrated_autocorrelation(influence(bias, log_weights), warn=False).memory
+        block = block_length(memory, steps, walkers, warn=False)
+    return block_groups(steps, walkers, block), block >= steps
+
+
+def _from_bias(setup: Setup, bias: RepulsionBias, request: DifferenceRequest) -> BiasDifference | None:
+    """The difference that the bias itself implies; None where it is not of a biased variable, or there is no domain."""
+    if request.variable not in bias.names:
+        return None
+    column = bias.names.index(request.variable)
+    axes = None if bias.grid_axes is not None else _quadrature(setup, bias)
+    if bias.grid_axes is None and axes is None:
+        return None
+    return difference_from_bias(bias, lambda s: request.region.contains(s[:, column]), axes=axes)
+
+
+def _quadrature(setup: Setup, bias: RepulsionBias) -> tuple[Axis, ...] | None:
+    """Axes five cells a width over the domain of a bias without a grid."""
+    axes = []
+    for variable in bias.variables:
+        span, period = setup.config.variables[variable.name].range, variable.period
+        if period is None and span is None:
+            return None
+        lower, upper = (span.lower, span.upper) if span is not None else (-(period or 0.0) / 2, (period or 0.0) / 2)
+        bins = math.ceil(5 * (upper - lower) / variable.sigma)
+        axes.append(Axis(name=variable.name, lower=lower, upper=upper, bins=bins, periodic=period is not None))
+    return tuple(axes) if len(axes) <= _MOST_QUADRATURE else None

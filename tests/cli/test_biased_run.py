@@ -1,0 +1,390 @@
+"""`feynkac run`, `resume` and `report` of biased dynamics from end to end."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("openmm")
+pytest.importorskip("mdtraj")
+
+from feynkac.cli.biased import journal
+from feynkac.cli.biased.build import Setup
+from feynkac.cli.biased.config import MetadynamicsConfig
+from feynkac.cli.biased.numbers import warnings_of
+from feynkac.cli.biased.results import outcome_of
+from feynkac.cli.paths import resolve
+from feynkac.cli.run_folder import RunFolder
+from feynkac.cli.validation import load_config
+from feynkac.fkc.bias import RepulsionBias
+from feynkac.fkc.checkpoint import load_state
+from feynkac.molecular.free_energy import free_energy_difference
+from feynkac.molecular.io import (
+    hills_of,
+    opes_bias_of,
+    read_colvar,
+    read_fes,
+    read_grid,
+    read_hills,
+    read_opes_kernels,
+    read_opes_state,
+    read_trajectory,
+    read_weights,
+)
+
+from .biased_runs import CONFIG, KINDS, OPES, complaint, succeed
+
+COMMON = {
+    "COLVAR",
+    "COLVAR.fill",
+    "bias.dat",
+    "config.yaml",
+    "convergence.png",
+    "fes.dat",
+    "fes.png",
+    "fes_d.dat",
+    "fes_d_uncertainty.dat",
+    "fes_phi.dat",
+    "fes_phi_uncertainty.dat",
+    "fes_uncertainty.dat",
+    "filling.png",
+    "halves.png",
+    "metrics.jsonl",
+    "profiles.png",
+    "report.html",
+    "results.json",
+    "samples.dcd",
+    "samples.pdb",
+    "walkers.png",
+    "weights.npz",
+}
+OWN = {"well_tempered": {"HILLS"}, "opes": {"KERNELS", "STATE"}}
+DEADLY = """\
+import os, signal
+from feynkac.cli.biased import journal
+journal.SECONDS_BETWEEN_CHECKPOINTS = {seconds}
+whole, seen = journal.Journal.add, []
+def deadly(self, staged):
+    seen.append(staged)
+    whole(self, staged)
+    if len(seen) == {records}:
+        self.tables.flush()
+        self.folder.append_metrics({{"half": "written"}})
+        os.kill(os.getpid(), signal.SIGKILL)
+journal.Journal.add = deadly
+from feynkac.cli.main import main
+main()
+"""
+"""Kills itself when so many records are on the disk, the last of them behind the checkpoint."""
+
+
+def write_configs(folder):
+    for kind, text in KINDS.items():
+        (folder / f"{kind}.yaml").write_text(text)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_configs(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run of each kind, to look at and to compare with."""
+    place = tmp_path_factory.mktemp("whole")
+    write_configs(place)
+    for kind in KINDS:
+        output = succeed("run", str(place / f"{kind}.yaml"), "-o", str(place / kind))
+        assert "read off the bias" in output
+    return place
+
+
+def arrays(path):
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files if name != "seconds"}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(np.array_equal(first[n], second[n], equal_nan=True) for n in first)
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def numbers(folder):
+    return json.loads((folder / "results.json").read_text())["numbers"]
+
+
+# --- what a run leaves ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_leaves_everything_and_its_files_agree(whole, kind):
+    out = whole / kind
+    assert {p.name for p in out.iterdir() if p.is_file()} == COMMON | OWN[kind]
+    assert {p.name for p in out.iterdir() if p.is_dir()} == {"checkpoint", "bias"}
+    found, setup = arrays(out / "weights.npz"), Setup.build(load_config(out / "config.yaml", MetadynamicsConfig))
+    assert found["log_weights"].shape == found["variable_d"].shape == found["restraint_tether"].shape == (20, 6)
+    bias = RepulsionBias.from_state_dict(load_state(out / "bias")[0])
+    values = torch.from_numpy(np.stack([found["variable_phi"], found["variable_psi"]], axis=-1))
+    expected = bias.reweight(values.reshape(-1, 2)).reshape(20, 6)
+    assert torch.allclose(torch.from_numpy(found["log_weights"]), expected, atol=1e-12)
+    _check_colvar(out, found, setup, bias)
+    _check_frames(out, found, setup)
+    _check_bias_files(out, kind, setup, bias)
+    _check_numbers(out, found, setup)
+
+
+def _check_colvar(out, found, setup, bias):
+    table = read_colvar(out / "COLVAR")
+    assert list(table.columns)[:4] == ["time", "phi", "psi", "d"]
+    label = setup.label
+    weights = table.columns[f"{label}.bias"].reshape(20, 6) / bias.kT
+    assert torch.allclose(weights, torch.from_numpy(found["log_weights"]), atol=1e-6)
+    assert torch.allclose(table.columns["tether.restraint"].reshape(20, 6), torch.from_numpy(found["restraint_tether"]))
+    assert table.columns["walker"].reshape(20, 6)[7].tolist() == list(range(6))
+    assert table.columns["time"][-1] == pytest.approx(0.1 + 0.04 + 0.4)
+    growing = read_colvar(out / "COLVAR.fill")
+    assert growing.columns["time"].max() == pytest.approx(0.1)
+    if label == "metad":
+        assert (table.columns["metad.rct"] == table.columns["metad.rct"][0]).all()
+        assert growing.columns["metad.rct"].unique().numel() == 5
+        shifted = growing.columns["metad.bias"] - growing.columns["metad.rct"]
+        assert torch.allclose(growing.columns["metad.rbias"], shifted, atol=1e-8)
+    else:
+        assert "opes.rct" not in table.columns
+
+
+def _check_frames(out, found, setup):
+    positions, _ = read_trajectory(out / "samples.dcd", out / "samples.pdb")
+    assert len(positions) == len(found["frames.record"])
+    assert set(found["frames.walker"].tolist()) == set(range(6))
+    for variable in setup.variables:
+        recorded = found[f"variable_{variable.name}"][found["frames.record"], found["frames.walker"]]
+        assert variable(positions.double()).numpy() == pytest.approx(recorded, abs=2e-3)
+    energy = setup.energy(positions)[:5].numpy()
+    assert energy == pytest.approx(found["energy"][found["frames.record"], found["frames.walker"]][:5], abs=0.5)
+
+
+def _check_bias_files(out, kind, setup, bias):
+    points = torch.rand((50, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 6.0 - 3.0
+    grid = read_grid(out / "bias.dat")
+    assert grid.columns[f"{setup.label}.bias"].max() == pytest.approx(float(bias.grid.values.max()), rel=1e-6)
+    assert read_fes(out / "fes.dat").free_energy.shape == (12, 12)
+    if kind == "well_tempered":
+        hills = read_hills(out / "HILLS")
+        assert len(hills) == 60
+        assert torch.allclose(setup.bias.with_hills(hills_of(hills))(points), bias(points), atol=1e-9)
+        fewer = hills_of(hills.rows(slice(0, 54)))
+        assert not torch.allclose(setup.bias.with_hills(fewer)(points), bias(points), atol=1e-3)
+    else:
+        kernels = read_opes_kernels(out / "KERNELS")
+        assert len(kernels) == 60
+        assert kernels.log_weights[:6].tolist() == pytest.approx([-setup.bias.barrier / setup.bias.kT] * 6)
+        again = opes_bias_of(read_opes_state(out / "STATE"), setup.bias.variables, kT=bias.kT)
+        assert again.sums == bias.sums
+        assert torch.allclose(again.density(points), bias.density(points), rtol=1e-9)
+
+
+def _check_numbers(out, found, setup):
+    told, lines = numbers(out), rows(out / "metrics.jsonl")
+    inside = setup.request.difference.region.contains(torch.from_numpy(found["variable_phi"]))
+    log_weights = torch.from_numpy(found["log_weights"])
+    share = log_weights.reshape(-1).softmax(dim=0)[inside.reshape(-1)].sum()
+    assert told["delta_f_kT"]["value"] == pytest.approx(float((1.0 - share).log() - share.log()))
+    assert told["energy_calls"]["value"] == lines[-1]["energy_calls"] == 6 * (1 + 500 + 1 + 50 + 20 + 200)
+    assert told["deposits"]["value"] == 10
+    assert lines[-1]["time_ps"] == pytest.approx(0.54)
+    assert lines[-1]["ess"] == pytest.approx(told["ess"]["value"], abs=0.06)
+    assert [line["stage"] for line in lines] == ["fill"] * 5 + ["burn-in"] * 2 + ["sample"] * 20
+
+
+@pytest.mark.slow
+def test_report_draws_the_same_again(whole, workplace):
+    out = workplace / "out"
+    shutil.copytree(whole / "well_tempered", out)
+    names = ("report.html", "fes.png", "walkers.png", "results.json", "COLVAR", "HILLS")
+    before = {name: (out / name).read_bytes() for name in names}
+    page = before["report.html"].decode()
+    assert page.count("data:image/png;base64,") == 6
+    assert "Well-tempered metadynamics: A. Barducci" in page
+    assert "OPES: M. Invernizzi" not in page
+    assert "independent samples behind" in page
+    for name in ("report.html", "fes.png"):
+        (out / name).unlink()
+    succeed("report", "out")
+    assert {name: (out / name).read_bytes() for name in names} == before
+    assert "complete" in complaint("resume", "out")
+    assert "exists already" in complaint("run", "well_tempered.yaml", "-o", "out")
+
+
+@pytest.mark.slow
+def test_lost_walkers_and_samples_off_the_grid_are_said(whole):
+    out = whole / "well_tempered"
+    setup = Setup.build(load_config(out / "config.yaml", MetadynamicsConfig))
+    bias = RepulsionBias.from_state_dict(load_state(out / "bias")[0])
+    found = read_weights(out / "weights.npz")
+    quiet = " ".join(warnings_of(outcome_of(setup, found, bias), []))
+    assert "retired" not in quiet
+    assert "started again" not in quiet
+    assert "grid" not in quiet
+    lost = {name: found[name].clone() for name in found}
+    lost["log_weights"][:, 0] = -math.inf
+    lost |= {"retired": torch.tensor(1.0), "outside": torch.tensor(7.0), "restarted": torch.tensor(2.0)}
+    notes = warnings_of(outcome_of(setup, lost, bias), ["one", "one"])
+    assert notes[0] == "one"
+    assert notes[1].startswith("2 of 6 walkers lost their finite energy while they were relaxed or melted")
+    assert notes[2].startswith("1 of 6 walkers had no finite energy any more and were retired")
+    assert notes[3].startswith("7 samples lay beyond an end of the bias's grid")
+    assert any("effective samples on one side" in note for note in notes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "files"),
+    [
+        (("psi: {sigma: 0.3 rad}", "d: {sigma: 0.02 nm, range: 0.34 nm .. 0.4 nm}"), {"bias.dat", "convergence.png"}),
+        (("walkers: 6", "walkers: 1"), {"halves.png", "walkers.png"}),
+        (("bias_factor: 10", "bias_factor: .inf"), {"HILLS", "bias.dat"}),
+    ],
+)
+def test_other_variables_one_walker_and_no_tempering(workplace, change, files):
+    (workplace / "other.yaml").write_text(CONFIG.replace(*change))
+    output = succeed("run", "other.yaml", "-o", "out")
+    assert files <= {p.name for p in (workplace / "out").iterdir()}
+    if "range" in change[1]:
+        assert "samples lay beyond an end of the bias's grid" in output
+        assert numbers(workplace / "out")["outside"]["value"] > 10
+
+
+@pytest.mark.slow
+def test_exploding_walkers_are_a_message(workplace):
+    text = complaint("run", "well_tempered.yaml", "-o", "out", "--set", "dynamics.time_step=15 fs")
+    assert "lost their finite energy" in text
+    assert "use a shorter time step" in text
+
+
+# --- killed and resumed -----------------------------------------------------------------------------------------------
+
+
+def killed_run(name, output, *, records, seconds=0.0):
+    found = subprocess.run(
+        [sys.executable, "-c", DEADLY.format(records=records, seconds=seconds), "run", f"{name}.yaml", "-o", output],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == -signal.SIGKILL, found.stderr
+
+
+def assert_same_run(first, second, kind):
+    assert same(arrays(first / "weights.npz"), arrays(second / "weights.npz"))
+    for name in {"COLVAR", "COLVAR.fill", "metrics.jsonl", "bias.dat", "fes.dat"} | OWN[kind]:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    frames = [read_trajectory(path / "samples.dcd", path / "samples.pdb")[0] for path in (first, second)]
+    assert torch.equal(*frames)
+    states = [load_state(path / "checkpoint" / "state")[0] for path in (first, second)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
+    told = [{k: v for k, v in numbers(path).items() if k != "wall_seconds"} for path in (first, second)]
+    assert told[0] == told[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "records"),
+    [("well_tempered", 4), ("well_tempered", 25), ("opes", 7), ("opes", 11)],  # in filling, burn-in and production
+)
+def test_a_killed_run_ends_with_the_same_bits(whole, workplace, kind, records):
+    killed_run(kind, "killed", records=records)
+    folder = RunFolder(workplace / "killed")
+    assert not folder.complete
+    kept = load_state(folder.checkpoint / "state")[1]["files"]
+    assert all((folder.path / name).stat().st_size >= size for name, size in kept.items())
+    assert folder.metrics.stat().st_size > kept["metrics.jsonl"]  # something to be cut back
+    succeed("resume", "killed")
+    assert_same_run(whole / kind, workplace / "killed", kind)
+
+
+@pytest.mark.slow
+def test_another_seed_is_another_run(whole, workplace):
+    succeed("run", "opes.yaml", "-o", "other", "--set", "sampling.seed=4")
+    assert not same(arrays(whole / "opes" / "weights.npz"), arrays(workplace / "other" / "weights.npz"))
+    with pytest.raises(AssertionError):
+        assert_same_run(whole / "opes", workplace / "other", "opes")
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_first_checkpoint_begins_again(whole, workplace):
+    killed_run("well_tempered", "killed", records=6, seconds=1e9)
+    assert (workplace / "killed" / "HILLS").exists()
+    assert not (workplace / "killed" / "checkpoint").exists()
+    succeed("resume", "killed")
+    assert_same_run(whole / "well_tempered", workplace / "killed", "well_tempered")
+
+
+@pytest.mark.slow
+def test_a_run_that_was_tampered_with_is_not_resumed(workplace):
+    killed_run("well_tempered", "killed", records=25)
+    path = workplace / "killed" / "HILLS"
+    path.write_bytes(path.read_bytes()[:-200])
+    assert "HILLS: shorter than at the last checkpoint" in complaint("resume", "killed")
+
+
+@pytest.mark.slow
+def test_hills_of_one_run_start_another(whole, workplace, monkeypatch):
+    shutil.copytree(whole / "well_tempered", workplace / "first")
+    shutil.copytree(whole / "opes", workplace / "third")
+    monkeypatch.setattr(journal, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    more = CONFIG.replace("  kind: well", "  start_from: [first/HILLS]\n  kind: well")
+    (workplace / "more.yaml").write_text(more)
+    succeed("run", "more.yaml", "-o", "second")
+    hills = read_hills(workplace / "second" / "HILLS")
+    assert len(hills) == 120
+    bias = RepulsionBias.from_state_dict(load_state(workplace / "second" / "bias")[0])
+    setup = Setup.build(load_config(workplace / "well_tempered.yaml", MetadynamicsConfig))
+    points = torch.tensor([[-1.5, 1.0], [1.0, 0.3]], dtype=torch.float64)
+    assert torch.allclose(setup.bias.with_hills(hills_of(hills))(points), bias(points), atol=1e-9)
+    assert numbers(workplace / "second")["deposits"]["remark"].startswith("60 hills")
+    (workplace / "again.yaml").write_text(OPES.replace("  kind: opes", "  start_from: [third/STATE]\n  kind: opes"))
+    succeed("run", "again.yaml", "-o", "fourth")
+    state = read_opes_state(workplace / "fourth" / "STATE").state
+    assert state.counter == 121
+    text = complaint("run", "again.yaml", "-o", "fifth", "--set", "bias.barrier=30 kJ/mol")
+    assert "is of a barrier of 40 kJ/mol" in text
+
+
+# --- against numbers from elsewhere -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["metad", "opes"])
+def test_the_difference_of_alanine_dipeptide(workplace, kind):
+    """The shipped configs, shorter: within four joint errors of replica exchange, and the growing bias is not."""
+    place = resolve(f"data:configs/{kind}_alanine_dipeptide.yaml", Path())
+    short = ["dynamics.walkers=160", "dynamics.fill=15 ps", "dynamics.burn_in=10 ps", "dynamics.production=25 ps"]
+    options = [word for setting in short for word in ("--set", setting)]
+    succeed("run", str(place), "-o", "out", *options)
+    found = numbers(workplace / "out")
+    value, error = found["delta_f_kT"]["value"], found["delta_f_kT"]["error"]
+    known = found["reference.delta_f_kT"]
+    assert error < 0.3
+    assert abs(value - known["value"]) < 4.0 * math.hypot(error, known["error"])
+    assert found["std_error_correlation_kT"]["value"] == pytest.approx(error, rel=0.6)
+    weights = arrays(workplace / "out" / "weights.npz")
+    inside = torch.from_numpy((weights["variable_phi"] > 0.0) & (weights["variable_phi"] < 2.0)).reshape(-1)
+    unweighted = free_energy_difference(inside, torch.zeros(len(inside)), kT=1.0, bootstrap=0)
+    assert abs(unweighted.value - known["value"]) > 1.0  # the biased law is another one

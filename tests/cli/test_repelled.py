@@ -1,0 +1,215 @@
+"""`feynkac run`, `resume` and `report` of repelled configs, from end to end, on the shipped digits."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+pytest.importorskip("diffusers")
+
+from PIL import Image
+
+from feynkac.cli.main import app
+from feynkac.cli.repelled.config import RepelledConfig
+from feynkac.cli.validation import ConfigError, load_config
+from feynkac.fkc.bias import RepulsionBias
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+]
+
+CONFIG = """\
+job: repelled
+name: digits
+model: {folder: data:digits_diffusion}
+call: {labels: [null], steps: 6, eta: 1.0}
+features: {classifier: data:digits_classifier, draws: 80}
+bias: {bias_factor: 8, height: 4.0}
+steering: {particles: 12, ess_threshold: 0.95}
+sampling: {batches: 2, frozen: 1, populations: 3, seed: 2}
+"""
+MAIN = "from feynkac.cli.main import main; main()"
+DEADLY = """\
+import os, signal
+from feynkac.cli.repelled import job
+whole = job.save_state
+def deadly(place, tensors, meta):
+    whole(place, tensors, meta)
+    if place.name == {unit!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+job.save_state = deadly
+from feynkac.cli.main import main
+main()
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    return tmp_path
+
+
+def succeed(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.output
+
+
+def complaint(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 2, (result.output, result.exception)
+    return result.stderr
+
+
+def arrays(path):
+    with np.load(path, allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def contents(folder):
+    """What must have the same bits in a run that was stopped; times differ."""
+    found = {p.name: arrays(p) for p in [folder / "weights.npz", *sorted((folder / "samples").glob("*.npz"))]}
+    numbers = json.loads((folder / "results.json").read_text())["numbers"]
+    numbers.pop("seconds")
+    return found, numbers, (folder / "metrics.jsonl").read_bytes(), (folder / "bias.safetensors").read_bytes()
+
+
+def same(first, second):
+    equal = first[1:] == second[1:] and first[0].keys() == second[0].keys()
+    return equal and all(
+        np.array_equal(value, second[0][file][name], equal_nan=value.dtype.kind == "f")
+        for file, found in first[0].items()
+        for name, value in found.items()
+    )
+
+
+@pytest.mark.slow
+def test_a_run_writes_everything_and_its_weights_are_what_they_say(workplace):
+    output = succeed("run", "config.yaml", "-o", "out")
+    out = workplace / "out"
+    assert {p.name for p in out.iterdir()} == {
+        "config.yaml", "metrics.jsonl", "checkpoint", "samples", "weights.npz", "bias.safetensors", "results.json",
+        "report.html", "samples.png", "plane.png", "coverage.png", "classes.png",
+    }  # fmt: skip
+    found = arrays(out / "weights.npz")
+    for way in ("repelled", "plain"):
+        assert found[f"{way}.values"].shape == (3, 3, 12, 2)
+        for name in ("classes", "log_weights", "biased_log_weights", "pooled_log_weights"):
+            assert found[f"{way}.{name}"].shape == (3, 3, 12)
+        assert arrays(out / "samples" / f"{way}.npz")["images"].shape == (3, 3, 12, 8, 8)
+    # the first batch has no bias, nor have the plain ones, which are other draws
+    assert np.abs(found["repelled.log_weights"][0]).max() == 0.0
+    assert np.abs(found["repelled.biased_log_weights"][1]).max() > 0.1
+    assert np.abs(found["plain.log_weights"]).max() == 0.0
+    assert not np.isin(found["repelled.values"], found["plain.values"]).any()
+    # undone by hand with the last bias, which acted on the frozen batch
+    from safetensors.torch import load_file
+
+    bias = RepulsionBias.from_state_dict(load_file(out / "bias.safetensors"))
+    assert bias.counts.batches == 2
+    values = torch.from_numpy(found["repelled.values"][2].reshape(-1, 2))
+    undone = found["repelled.biased_log_weights"][2].reshape(-1) + bias(values).numpy()
+    assert np.allclose(undone, found["repelled.log_weights"][2].reshape(-1), atol=1e-12)
+    assert np.ptp(bias(values).numpy()) > 0.3
+    # evidences of populations, undone, are about one
+    numbers = json.loads((out / "results.json").read_text())["numbers"]
+    evidence = numbers["log_evidence"]
+    assert abs(evidence["value"]) < 5 * evidence["error"]
+    assert re.match(r"exact 0, z = [-+]\d", evidence["remark"])
+    shares = [numbers[f"class_{c}"]["value"] for c in range(10)]
+    assert sum(shares) == pytest.approx(1.0, abs=1e-9)
+    assert abs(numbers["largest_z"]["value"]) < 5
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["unit"] for line in lines] == [f"{way}-{i:03d}" for way in ("repelled", "plain") for i in range(3)]
+    assert [line["hills"] for line in lines] == [36, 72, 72, 0, 0, 0]
+    page = (out / "report.html").read_text()
+    assert page.count("<img ") == 4
+    assert "cells of the plane" in page
+    for name in ("samples", "plane", "coverage", "classes"):
+        with Image.open(out / f"{name}.png") as picture:
+            assert picture.width > 600
+    assert "share of class 3" in output
+    recorded = yaml.safe_load((out / "config.yaml").read_text())
+    assert recorded["model"]["scheduler"] == "DDIMScheduler"
+    # drawn again: the same pictures, and the data untouched
+    before = {name: (out / name).read_bytes() for name in ("plane.png", "classes.png", "weights.npz", "results.json")}
+    succeed("report", "out")
+    assert {name: (out / name).read_bytes() for name in before} == before
+    assert "complete" in complaint("resume", "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", ["plane", "repelled-001", "plain-000"])
+def test_killed_and_resumed_it_ends_with_the_same_bits(workplace, unit):
+    """A run killed behind its plane, between batches, or while it draws to compare."""
+    (workplace / "deadly.py").write_text(DEADLY.format(unit=unit))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "deadly.py", "run", "config.yaml", "-o", "killed"]
+    died = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    whole = [sys.executable, "-c", MAIN, "run", "config.yaml", "-o", "whole"]
+    subprocess.run(whole, cwd=workplace, env=environment, capture_output=True, check=True)
+    assert not (workplace / "killed" / "results.json").exists()
+    resumed = [sys.executable, "-c", MAIN, "resume", "killed"]
+    subprocess.run(resumed, cwd=workplace, env=environment, capture_output=True, check=True)
+    assert same(contents(workplace / "killed"), contents(workplace / "whole"))
+
+
+@pytest.mark.slow
+def test_rewards_beside_the_bias_opes_pca_and_a_class(workplace):
+    text = CONFIG.replace("bias: {bias_factor: 8, height: 4.0}", "bias: {rule: opes, barrier: 3.0, start: 0.3}")
+    text = text.replace("labels: [null]", "labels: [3]").replace("draws: 80", "draws: 60, projection: pca")
+    (workplace / "other.yaml").write_text(text + "rewards: [{name: brightness, scale: 10.0}]\n")
+    output = succeed("run", "other.yaml", "-o", "out")
+    numbers = json.loads((workplace / "out" / "results.json").read_text())["numbers"]
+    assert "without the bias" in numbers["log_evidence"]["remark"]
+    assert abs(numbers["log_evidence"]["value"]) > 0.5  # that of the reward
+    assert numbers["class_3"]["value"] > 0.8
+    assert "OPES" in (workplace / "out" / "report.html").read_text()
+    assert "10 brightness" in (workplace / "out" / "report.html").read_text()
+    assert output
+
+
+def test_the_shipped_config_is_valid(workplace):
+    from importlib.resources import files
+
+    config = load_config(files("feynkac.data") / "configs" / "repel_digits.yaml", RepelledConfig)
+    assert config.job == "repelled"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("bias.rule=opes", "rule opes needs barrier"),
+        ("bias.barrier=3.0", "takes no barrier"),
+        ("bias.bias_factor=1.0", "greater than 1"),
+        ("steering.method=best-of-n", "method fk"),
+        ("steering.final=best", "final weighted"),
+        ("call.labels=[1, 2]", "one prompt or label"),
+        ("sampling.populations=1", "greater than or equal to 2"),
+        ("features.projection=umap", "discriminant or pca"),
+    ],
+)
+def test_configs_that_make_no_sense_are_refused(workplace, change, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(workplace / "config.yaml", RepelledConfig, [change])
+
+
+def test_what_cannot_run_is_refused_before_a_folder_is_made(workplace):
+    assert "adds no noise" in complaint("run", "config.yaml", "-o", "out", "--set", "call.eta=0.0")
+    wrong = ("--set", "features.classifier=data:digits_diffusion")
+    assert "features.classifier" in complaint("run", "config.yaml", "-o", "out", *wrong)
+    assert not (workplace / "out").exists()
+    (workplace / "other.yaml").write_text(CONFIG.replace("job: repelled", "job: repeled"))
+    assert "repelled" in complaint("run", "other.yaml")
