@@ -37,7 +37,7 @@ FORCE_FIELDS = {
 TEMPERATURE, MASS, TIME_STEP = 300.0, 12.0, 0.002
 PHI, PSI = Torsion(4, 6, 8, 14, name="phi"), Torsion(6, 8, 14, 16, name="psi")
 VARIABLES = [BiasVariable(name, 0.3, 2 * math.pi, "rad") for name in ("phi", "psi")]
-REFERENCE = {"amber99sbildn": 3.84}  # by replica exchange, data/references/alanine_dipeptide_300K.json, kT
+REFERENCE = {"amber99sbildn": 3.84, "amber96": 5.94}  # kT, by replica exchange, data/references/
 
 
 def molecule(force_field: str = "amber99sbildn"):
