@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +23,8 @@ class CallableVariable:
     """A function of positions as a collective variable.
 
     Args:
-        function: from positions (B, N, 3) in nm to values (B,), in torch, so that it can be differentiated.
+        function: from positions (B, N, 3) in nm to values (B,), in torch, so that it can be differentiated; values of
+            another type or device are moved to that of the positions.
         name: label in files and plots.
         unit: of the values.
         period: of the values, which the function keeps in [-period/2, period/2]; None for an open axis.
@@ -39,14 +42,16 @@ class CallableVariable:
         """Values (B,) of positions (B, N, 3) in nm.
 
         Raises:
-            ValueError: if the function returns another shape.
+            ValueError: if the function fails, or returns another shape or complex numbers.
         """
         check_positions(self.name, positions, ())
-        values = self.function(positions)
+        values = _called(self.name, self.function, positions)
         if not isinstance(values, torch.Tensor) or values.shape != positions.shape[:1]:
             shape = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
             raise ValueError(f"{self.name}: expected values of shape ({len(positions)},), got {shape}")
-        return values
+        if values.is_complex():
+            raise ValueError(f"{self.name}: expected real values, got {values.dtype}")
+        return values.to(positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +62,8 @@ class TorchScriptVariable:
     and returns (B,) or (B, c).
 
     Args:
-        module: the module, or the file it was saved to.
+        module: the module, of which a copy is taken, or the file it was saved to; in evaluation mode, without dropout,
+            and with parameters that stay as they are.
         inputs: variables whose values are the module's input; None for positions.
         atoms: atoms whose positions are the module's input, in this order; None for all.
         component: column of the output.
@@ -67,7 +73,8 @@ class TorchScriptVariable:
         dtype: floating-point type of the input; None for that of the module's parameters, or of the positions.
 
     Raises:
-        ValueError: for a file that cannot be read, atoms together with inputs, or a period that is not positive.
+        ValueError: for a file that cannot be read, what is no module, atoms together with inputs, or a period that is
+            not positive.
     """
 
     module: torch.jit.ScriptModule | str | Path
@@ -86,14 +93,20 @@ class TorchScriptVariable:
             raise ValueError(f"{self.name}: the period must be positive, got {self.period}")
         if self.inputs is not None and not isinstance(self.inputs, Variables):
             object.__setattr__(self, "inputs", Variables(self.inputs))
-        if isinstance(self.module, str | Path):
-            object.__setattr__(self, "module", _load(self.name, Path(self.module)))
+        given = self.module
+        if not isinstance(given, str | Path | torch.nn.Module):
+            raise ValueError(f"{self.name}: expected a TorchScript module or its file, got {type(given).__name__}")
+        own = _load(self.name, Path(given)) if isinstance(given, str | Path) else copy.deepcopy(given)
+        own.eval()
+        for parameter in own.parameters():  # copies of scripted ones carry a graph, and cannot be told requires_grad_
+            parameter.detach_()
+        object.__setattr__(self, "module", own)
 
     def __call__(self, positions: torch.Tensor) -> torch.Tensor:
         """Values (B,) of positions (B, N, 3) in nm.
 
         Raises:
-            ValueError: if the module returns another shape.
+            ValueError: if the module fails or returns another shape.
         """
         check_positions(self.name, positions, self.atoms or ())
         given = positions
@@ -104,7 +117,7 @@ class TorchScriptVariable:
         module = self.module
         assert isinstance(module, torch.nn.Module)
         kept = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), given)
-        values = module(given.to(kept.device, self.dtype or kept.dtype))
+        values = _called(self.name, module, given.to(kept.device, self.dtype or kept.dtype))
         if not isinstance(values, torch.Tensor) or values.shape[:1] != positions.shape[:1] or values.ndim > 2:
             shape = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
             raise ValueError(f"{self.name}: the module must return ({len(positions)}, c), got {shape}")
@@ -113,6 +126,15 @@ class TorchScriptVariable:
             raise ValueError(f"{self.name}: component {self.component} is none of the module's {columns.shape[1]}")
         value = columns[:, self.component].to(positions)
         return value if self.period is None else wrapped(value, self.period)
+
+
+def _called(name: str, function: Callable[[torch.Tensor], Any], given: torch.Tensor) -> Any:
+    try:
+        return function(given)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{name}: the function failed: {type(error).__name__}: {error}") from error
 
 
 def _load(name: str, path: Path) -> torch.jit.ScriptModule:
@@ -124,7 +146,4 @@ def _load(name: str, path: Path) -> torch.jit.ScriptModule:
     except (RuntimeError, ValueError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{name}: {path} cannot be read as a TorchScript file: {first}") from error
-    module.eval()
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
     return module

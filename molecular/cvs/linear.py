@@ -14,6 +14,9 @@ from .variables import Variables
 
 __all__ = ["Linear", "periodic_features"]
 
+_PERIOD_TOLERANCE = 1e-6
+"""In periods: covers the rounding of degrees and of six printed digits."""
+
 
 def periodic_features(values: torch.Tensor, periods: Sequence[float | None]) -> torch.Tensor:
     """Values (B, d) as features (B, f): a periodic variable becomes its cosine and its sine, an open one stays.
@@ -49,7 +52,8 @@ class Linear:
 
     Raises:
         ValueError: for a number of coefficients or means that does not fit, for a period that is not positive, or for
-            a periodic variable that enters as it is into an open combination, which would jump at its seam.
+            a periodic variable that enters as it is into a combination that would jump at its seam: an open one, or
+            one whose period does not divide the coefficient times the variable's period.
 
     Example:
         >>> from feynkac.molecular.cvs import Distance
@@ -74,7 +78,7 @@ class Linear:
                 raise ValueError(f"{self.name}: {count} {what} are needed, one a feature, got {len(numbers)}")
         if not all(math.isfinite(x) for x in (*coefficients, *(self.means or ()), self.offset)):
             raise ValueError(f"{self.name}: coefficients, means and offset must be finite")
-        if self.period is not None and not self.period > 0:
+        if self.period is not None and not (math.isfinite(self.period) and self.period > 0):
             raise ValueError(f"{self.name}: the period must be positive, got {self.period}")
         periodic = [n for n, p in zip(stack.names, stack.periods, strict=True) if p is not None]
         if periodic and not self.expand and self.period is None:
@@ -82,6 +86,8 @@ class Linear:
                 f"{self.name}: {periodic[0]} is periodic, and a combination of it jumps where it wraps: "
                 "expand periodic variables into cosine and sine, or give the combination's own period"
             )
+        if self.period is not None and not self.expand:
+            _check_period(self.name, self.period, stack, coefficients)
         units = set(stack.units)
         shared = units.pop() if len(units) == 1 and not (self.expand and periodic) else ""
         object.__setattr__(self, "variables", stack)
@@ -141,3 +147,15 @@ class Linear:
             features = features - features.new_tensor(self.means)
         value = (features * features.new_tensor(self.coefficients)).sum(-1) + self.offset
         return value if self.period is None else wrapped(value, self.period)
+
+
+def _check_period(name: str, period: float, variables: Variables, coefficients: Sequence[float]) -> None:
+    """Refuse a period of which a turn of some variable is not a whole number."""
+    for variable, coefficient in zip(variables, coefficients, strict=True):
+        turn = 0.0 if variable.period is None else coefficient * variable.period
+        if abs(turn / period - round(turn / period)) > _PERIOD_TOLERANCE:
+            raise ValueError(
+                f"{name}: a turn of {variable.name} changes it by {turn:g}, which is not a whole number of its periods "
+                f"of {period:g}, so that it would jump: choose a period that divides {abs(turn):g}, or expand periodic "
+                "variables into cosine and sine"
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 
@@ -20,7 +21,7 @@ class RationalSwitch:
     Args:
         r0: length in nm over which contacts fade.
         d0: length in nm up to which a contact is whole.
-        n, m: exponents, n < m; m is 2 n by default, which makes s = 1/(1 + x^n).
+        n, m: exponents, whole numbers with n < m; m is 2 n by default, which makes s = 1/(1 + x^n).
 
     Raises:
         ValueError: for lengths or exponents out of range.
@@ -36,10 +37,12 @@ class RationalSwitch:
             raise ValueError(f"r0 must be a positive length in nm, got {self.r0}")
         if not (math.isfinite(self.d0) and self.d0 >= 0):
             raise ValueError(f"d0 must be a length in nm from 0 on, got {self.d0}")
-        if self.m is None:
-            object.__setattr__(self, "m", 2 * self.n)
-        if not 0 < self.n < int(self.m or 0):
-            raise ValueError(f"the exponents must be integers with 0 < n < m, got n = {self.n}, m = {self.m}")
+        n = _whole("n", self.n)
+        m = 2 * n if self.m is None else _whole("m", self.m)
+        if not 0 < n < m:
+            raise ValueError(f"the exponents must be whole numbers with 0 < n < m, got n = {n}, m = {m}")
+        object.__setattr__(self, "n", n)
+        object.__setattr__(self, "m", m)
 
     def __call__(self, distances: torch.Tensor) -> torch.Tensor:
         """Values in [0, 1] of distances in nm, of any shape."""
@@ -52,6 +55,12 @@ class RationalSwitch:
         u = torch.where(far, 1 / torch.where(far, x, 1.0), x) ** common
         ratio = _geometric(u, top) / _geometric(u, bottom)
         return torch.where(far, u ** (bottom - top) * ratio, ratio)
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, Real) or not float(value).is_integer():
+        raise ValueError(f"the exponent {name} must be a whole number, got {value!r}")
+    return int(float(value))
 
 
 def _geometric(u: torch.Tensor, terms: int) -> torch.Tensor:

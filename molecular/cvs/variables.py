@@ -41,6 +41,7 @@ class Variables:
         self._variables = tuple(variables)
         self._bundles, self._analytic, self._others = _sorted_by_method(self._variables)
         self._rows: dict[torch.device, list[torch.Tensor]] = {}
+        self._attached: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._variables)
@@ -67,8 +68,15 @@ class Variables:
         return tuple(v.unit for v in self._variables)
 
     def __call__(self, positions: torch.Tensor) -> torch.Tensor:
-        """Values (B, d) of positions (B, N, 3) in nm; differentiable."""
-        return torch.stack([v(positions) for v in self._variables], dim=1)
+        """Values (B, d) of positions (B, N, 3) in nm; differentiable.
+
+        Raises:
+            ValueError: the positions require a gradient, and the values of a variable do not follow them.
+        """
+        columns = {v.name: v(positions) for v in self._variables}
+        if torch.is_grad_enabled() and positions.requires_grad:
+            self._check_graph(positions, columns)
+        return torch.stack(list(columns.values()), dim=1)
 
     def value_and_pullback(
         self, positions: torch.Tensor, gradient_of: Callable[[torch.Tensor], torch.Tensor]
@@ -90,6 +98,9 @@ class Variables:
 
         Analytic gradients are used where a variable has them, one kernel call for all variables of a kind; the others
         share one pass of autograd, also under ``torch.no_grad``.  The result carries no graph.
+
+        Raises:
+            ValueError: for positions of another shape, or a variable whose values do not follow the positions.
         """
         check_positions(self.names[0], positions, ())
         columns: list[torch.Tensor | None] = [None] * len(self)
@@ -112,10 +123,25 @@ class Variables:
     def _differentiated(self, positions: torch.Tensor, columns: list[torch.Tensor | None]) -> _Graph:
         with torch.enable_grad():
             leaf = positions.detach().requires_grad_(True)
-            values = torch.stack([variable(leaf) for _, variable in self._others], dim=1)
+            found = {variable.name: variable(leaf) for _, variable in self._others}
+            self._check_graph(leaf, found)
+            values = torch.stack(list(found.values()), dim=1)
         for (column, _), value in zip(self._others, values.detach().unbind(1), strict=True):
             columns[column] = value
         return _Graph(tuple(column for column, _ in self._others), leaf, values)
+
+    def _check_graph(self, positions: torch.Tensor, values: dict[str, torch.Tensor]) -> None:
+        """Refuse values without a gradient; the first time also those whose graph does not lead to the positions."""
+        for name, value in values.items():
+            if value.requires_grad and name not in self._attached:
+                (slope,) = torch.autograd.grad(value.sum(), positions, retain_graph=True, allow_unused=True)
+                self._attached |= {name} if slope is not None else set()
+            if not value.requires_grad or name not in self._attached:
+                raise ValueError(
+                    f"{name}: the values do not follow the positions, so that no force would act through them; compute "
+                    "them in torch, without detach(), no_grad() or numpy, or give the variable value_and_gradient; a "
+                    "constant c is written c + 0 * positions.sum(dim=(1, 2))"
+                )
 
     def _rows_on(self, device: torch.device) -> list[torch.Tensor]:
         if device not in self._rows:
@@ -181,13 +207,8 @@ class _Graph(NamedTuple):
     values: torch.Tensor
 
     def add_forces(self, forces: torch.Tensor, slope: torch.Tensor) -> None:
-        if not self.values.requires_grad:
-            return
-        (pulled,) = torch.autograd.grad(
-            self.values, self.leaf, slope[list(self.columns)].t(), retain_graph=True, allow_unused=True
-        )
-        if pulled is not None:
-            forces -= pulled.flatten(1).t()
+        (pulled,) = torch.autograd.grad(self.values, self.leaf, slope[list(self.columns)].t(), retain_graph=True)
+        forces -= pulled.flatten(1).t()
 
 
 class _Bundle(NamedTuple):

@@ -4,17 +4,19 @@ from .biased_energy import BiasedEnergy, BiasTerms
 from .ensemble import Ensemble, EnsembleSettings, sample_ensemble
 from .langevin import Explosion, Langevin
 from .metadynamics import Metadynamics
-from .metadynamics_result import FillingRecords, MetadynamicsResult
-from .metadynamics_run import MetadynamicsSettings, Staged, follow, metadynamics, prepare
+from .metadynamics_result import Collector, FillingRecords, MetadynamicsResult
+from .metadynamics_run import Staged, follow, metadynamics, prepare
+from .metadynamics_settings import MetadynamicsSettings
 from .metadynamics_state import MetadynamicsState, Record
 from .relax import melt, relax
 from .replica_exchange import ReplicaExchange, ReplicaState, Sweep, geometric_temperatures
 from .restraints import Restrained
-from .walkers import LangevinState, WalkerExploded, WalkerRetiredWarning, WalkersExploded
+from .walkers import LangevinState, WalkerExploded, WalkerRestartedWarning, WalkerRetiredWarning, WalkersExploded
 
 __all__ = [
     "BiasTerms",
     "BiasedEnergy",
+    "Collector",
     "Ensemble",
     "EnsembleSettings",
     "Explosion",
@@ -32,6 +34,7 @@ __all__ = [
     "Staged",
     "Sweep",
     "WalkerExploded",
+    "WalkerRestartedWarning",
     "WalkerRetiredWarning",
     "WalkersExploded",
     "follow",

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from ...fkc.bias import RepulsionBias
 from ..cvs import CollectiveVariable, Variables
 from ..energies import Energy, EnergyForces
-from .restraints import Restrained
+from .restraints import Restrained, same_period
 
 __all__ = ["BiasTerms", "BiasedEnergy"]
 
@@ -57,8 +57,8 @@ class BiasedEnergy:
         restraints: with names of their own.
 
     Raises:
-        ValueError: names or periods of the variables that differ from the bias's, or one name for two restraints or two
-            different variables.
+        ValueError: names or periods of the variables that differ from the bias's, one name for two restraints or two
+            different variables, or a wall that does not fit the period of its variable.
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class BiasedEnergy:
         names = [restraint.name for restraint in self.restraints]
         if len(set(names)) != len(names):
             raise ValueError(f"restraints: got the names {names}, expected each once")
+        for restraint in self.restraints:
+            restraint.check()
         if bias is not None:
             _check_variables(self.variables, bias)
         self._all, self._columns = _together(self.variables, self.restraints)
@@ -109,10 +111,15 @@ class BiasedEnergy:
         """The same energy and restraints under another bias; counters are shared."""
         other = BiasedEnergy(self.energy, self.variables, bias, self.restraints)
         other._lost = self._lost
+        other._all = self._all  # which has checked its gradients
         return other
 
     def __call__(self, positions: Tensor) -> Tensor:
-        """Energies (B,) in kJ/mol of positions (B, N, 3) in nm; once differentiable where the energy is."""
+        """Energies (B,) in kJ/mol of positions (B, N, 3) in nm; once differentiable where the energy is.
+
+        Raises:
+            ValueError: the positions require a gradient, and the values of a variable do not follow them.
+        """
         energy = self.energy(positions)
         values = self._values(positions)
         terms, slopes = self._slopes(values.detach())
@@ -126,7 +133,11 @@ class BiasedEnergy:
         return torch.where(torch.isfinite(total), total, torch.inf)
 
     def energy_and_forces(self, positions: Tensor) -> EnergyForces:
-        """Energies (B,) float64 in kJ/mol and forces (B, N, 3) in kJ/mol/nm of positions (B, N, 3) in nm."""
+        """Energies (B,) float64 in kJ/mol and forces (B, N, 3) in kJ/mol/nm of positions (B, N, 3) in nm.
+
+        Raises:
+            ValueError: the values of a variable do not follow the positions.
+        """
         energy, forces = self.energy.energy_and_forces(positions)
         if self._all is None or (self.bias is None and not self.restraints):
             return EnergyForces(energy, forces)
@@ -200,5 +211,5 @@ def _check_variables(variables: Sequence[CollectiveVariable], bias: RepulsionBia
     if given != expected:
         raise ValueError(f"variables: got {given}, but the bias acts on {expected}, in this order")
     for variable, known in zip(variables, bias.variables, strict=True):
-        if not math.isclose(variable.period or 0.0, known.period or 0.0, rel_tol=1e-9):
+        if not same_period(variable.period, known.period):
             raise ValueError(f"{known.name}: its period is {variable.period}, but {known.period} in the bias")

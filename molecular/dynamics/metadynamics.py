@@ -109,7 +109,8 @@ class Metadynamics:
             felt = state.bias
             grown, new = felt.deposit(terms.values[walkers.alive.cpu()], time=time)
             hills.append(new)
-            state = self._rebiased(target, walkers, grown, state.deposits + 1)
+            pushed = self._rebiased(target, walkers, grown)
+            state = state._replace(walkers=pushed, bias=grown, deposits=state.deposits + 1)
             target = target.with_bias(grown)
             if (done * self.pace) % every == 0 or done == deposits:
                 yield state, self._record(walkers, terms, felt, self._rct(felt), tuple(hills))
@@ -147,12 +148,10 @@ class Metadynamics:
         return Langevin(target, self.temperature, self.time_step, self.friction, self.mass, self.on_explosion)
 
     @staticmethod
-    def _rebiased(
-        target: BiasedEnergy, walkers: LangevinState, bias: RepulsionBias, deposits: int
-    ) -> MetadynamicsState:
+    def _rebiased(target: BiasedEnergy, walkers: LangevinState, bias: RepulsionBias) -> LangevinState:
         now = EnergyForces(walkers.energy, walkers.forces)
         energy, forces = target.rebiased(walkers.positions, now, bias)
-        return MetadynamicsState(walkers._replace(energy=energy, forces=forces), bias, deposits)
+        return walkers._replace(energy=energy, forces=forces)
 
     def _rct(self, bias: RepulsionBias) -> float:
         """c(t) in kJ/mol; NaN for OPES, and for hills without a grid or points to compute it on."""

@@ -1,6 +1,5 @@
 """What a metadynamics run leaves: samples of the frozen bias, and apart from them those of the filling."""
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -60,6 +59,7 @@ class MetadynamicsResult:
         energy_calls: evaluations spent, all stages.
         deposits: batches deposited.
         n_retired: walkers without a finite energy.
+        n_restarted: walkers that had none while they were relaxed or melted, and started again.
         n_outside: samples of living walkers beyond an end of the bias's grid, where V is that of the end.
         complete: False if the run was stopped.
     """
@@ -79,6 +79,7 @@ class MetadynamicsResult:
     energy_calls: int
     deposits: int
     n_retired: int
+    n_restarted: int
     n_outside: int
     complete: bool
 
@@ -95,10 +96,19 @@ class MetadynamicsResult:
 
 @dataclass
 class Collector:
-    """Gathers records into a result.
+    """Gathers records into a result, also over a kill: its state goes into the same checkpoint as the run's.
 
     Attributes:
         positions_every: keep positions of every n-th record of the production; 0 for none.
+
+    Example:
+        >>> for step in follow(method, settings, generator, state):
+        ...     collector.add(step.stage, step.record)
+        ...     tensors = {**step.state.state_dict(), **collector.state_dict(), "generator": generator.get_state()}
+        ...     save_state("run", tensors, {})
+        >>> tensors, _ = load_state("run")  # in another process
+        >>> state, collector = MetadynamicsState.from_state_dict(tensors), Collector.from_state_dict(tensors)
+        >>> result = collector.result(state, energy_calls=energy.n_calls, expected=settings.records)
     """
 
     positions_every: int = 0
@@ -108,13 +118,28 @@ class Collector:
 
     def add(self, stage: str, record: Record) -> None:
         """Take in a record of "fill" or "sample"; others are dropped."""
-        slim = record._replace(positions=record.positions[:0], hills=())
         if stage == "fill":
-            self._fill.append(slim)
+            self._fill.append(_slim(record))
         elif stage == "sample":
             if self.positions_every and len(self._sample) % self.positions_every == 0:
                 self._positions.append(record.positions)
-            self._sample.append(slim)
+            self._sample.append(_slim(record))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that was gathered as tensors, under names that those of a :class:`MetadynamicsState` leave free."""
+        found = {"positions_every": torch.tensor(self.positions_every)}
+        for stage, rows in (("fill", self._fill), ("sample", self._sample)):
+            if rows:
+                found |= {f"{stage}.{name}": tensor for name, tensor in _columns(rows).items()}
+        if self._positions:
+            found["sample.positions"] = torch.stack(self._positions)
+        return found
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Tensor]) -> "Collector":
+        """The collector that :meth:`state_dict` was taken of; other entries are passed over."""
+        fill, sample = _rows_of(state, "fill"), _rows_of(state, "sample")
+        return cls(int(state["positions_every"]), fill, sample, list(state.get("sample.positions", ())))
 
     def result(self, state: MetadynamicsState, *, energy_calls: int, expected: int) -> MetadynamicsResult:
         """All that was gathered.
@@ -146,7 +171,8 @@ class Collector:
             energy_calls=energy_calls,
             deposits=state.deposits,
             n_retired=walkers.n_retired,
-            n_outside=int((_outside(values, bias) & alive).sum()),
+            n_restarted=state.restarted,
+            n_outside=int(bias.outside(values[alive]).sum()),
             complete=len(rows) == expected,
         )
 
@@ -166,10 +192,36 @@ def _stacked(rows: list[Tensor], shape: tuple[int, ...], dtype: torch.dtype = to
     return torch.stack(rows) if rows else torch.empty((0, *shape), dtype=dtype)
 
 
-def _outside(values: Tensor, bias: RepulsionBias) -> Tensor:
-    """(T, B): beyond an end of an open axis of the bias's grid."""
-    found = torch.zeros(values.shape[:2], dtype=torch.bool)
-    for column, axis in enumerate(bias.grid_axes or ()):
-        lower, upper = (-math.inf, math.inf) if axis.periodic else (axis.lower, axis.upper)
-        found |= (values[..., column] < lower) | (values[..., column] > upper)
-    return found
+def _columns(rows: list[Record]) -> dict[str, Tensor]:
+    """Records as one tensor a field, and one a restraint."""
+    found = {name: torch.tensor([getattr(r, name) for r in rows], dtype=torch.float64) for name in ("time", "rct")}
+    for name in ("values", "bias", "energy", "alive", "log_weights"):
+        found[name] = torch.stack([getattr(r, name) for r in rows])
+    return found | {f"restraint.{name}": torch.stack([r.restraints[name] for r in rows]) for name in rows[0].restraints}
+
+
+def _rows_of(state: dict[str, Tensor], stage: str) -> list[Record]:
+    """The inverse, from the entries of a stage."""
+    mine = {name.removeprefix(f"{stage}."): tensor for name, tensor in state.items() if name.startswith(f"{stage}.")}
+    walls = {name.removeprefix("restraint."): mine[name] for name in mine if name.startswith("restraint.")}
+    return [
+        Record(
+            time=float(mine["time"][k]),
+            values=mine["values"][k],
+            bias=mine["bias"][k],
+            rct=float(mine["rct"][k]),
+            energy=mine["energy"][k],
+            restraints={name: wall[k] for name, wall in walls.items()},
+            alive=mine["alive"][k],
+            log_weights=mine["log_weights"][k],
+            positions=torch.empty(0, dtype=torch.float64),
+            frozen=stage == "sample",
+            hills=(),
+        )
+        for k in range(len(mine.get("time", ())))
+    ]
+
+
+def _slim(record: Record) -> Record:
+    """Without positions, whose memory is not shared either, and hills."""
+    return record._replace(positions=record.positions.new_empty((0, *record.positions.shape[1:])), hills=())

@@ -1,8 +1,7 @@
 """A whole metadynamics run: relax, melt, fill, equilibrate under the frozen bias, sample."""
 
-import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Generator, Tensor
@@ -13,97 +12,15 @@ from ..energies import Energy
 from .langevin import Langevin
 from .metadynamics import Metadynamics
 from .metadynamics_result import Collector, MetadynamicsResult
+from .metadynamics_settings import MetadynamicsSettings
 from .metadynamics_state import MetadynamicsState, Record
 from .relax import melt, relax
 from .restraints import Restrained
+from .walkers import WalkerRestartedWarning, WalkerRetiredWarning
 
-__all__ = ["MetadynamicsSettings", "Staged", "follow", "metadynamics", "prepare"]
+__all__ = ["Staged", "follow", "metadynamics", "prepare"]
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetadynamicsSettings:
-    """How long to run, and how. Lengths are per walker.
-
-    Attributes:
-        walkers: B, all moved as one batch.
-        fill_ps: growth of the bias.
-        burn_in_ps: under the frozen bias, dropped: the filling leaves the walkers out of equilibrium.
-        production_ps: under the frozen bias, kept.
-        temperature: K.
-        melt_ps: plain dynamics without bias at ``melt_temperature``, to spread the walkers; 0 for none.
-        melt_temperature: K.
-        pace: steps between deposits.
-        record_steps: steps between records of the production.
-        fill_record_steps: steps between records of the filling, a multiple of ``pace`` (default: ``pace``).
-        positions_every: keep the positions of every n-th record of the production; 0 for none.
-        time_step: ps.
-        friction: 1/ps.
-        mass: amu, one number for all atoms or (N,) numbers.
-    """
-
-    walkers: int
-    fill_ps: float
-    burn_in_ps: float
-    production_ps: float
-    temperature: float = 300.0
-    melt_ps: float = 0.0
-    melt_temperature: float = 600.0
-    pace: int = 50
-    record_steps: int = 50
-    fill_record_steps: int | None = None
-    positions_every: int = 0
-    time_step: float = 0.002
-    friction: float = 2.0
-    mass: float | Sequence[float] = 12.0
-
-    def __post_init__(self) -> None:
-        for name in ("walkers", "pace", "record_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        for name in ("fill_ps", "burn_in_ps", "production_ps", "melt_ps", "positions_every"):
-            value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"{name}: got {value!r}, expected a number from 0 on")
-
-    @property
-    def deposits(self) -> int:
-        """Batches that the filling deposits."""
-        return round(self.fill_ps / (self.pace * self.time_step))
-
-    @property
-    def burn_in_records(self) -> int:
-        """Length of the burn-in, in intervals between records."""
-        return round(self.burn_in_ps / (self.record_steps * self.time_step))
-
-    @property
-    def records(self) -> int:
-        """Records of the production, at least one."""
-        return max(1, round(self.production_ps / (self.record_steps * self.time_step)))
-
-    def method(
-        self,
-        energy: Energy,
-        variables: Sequence[CollectiveVariable],
-        bias: RepulsionBias,
-        restraints: Sequence[Restrained] = (),
-        *,
-        rct_points: Tensor | None = None,
-    ) -> Metadynamics:
-        """The dynamics that these settings describe; walkers without a finite energy are retired."""
-        return Metadynamics(
-            energy,
-            variables,
-            bias,
-            temperature=self.temperature,
-            time_step=self.time_step,
-            friction=self.friction,
-            mass=self.mass,
-            restraints=restraints,
-            pace=self.pace,
-            rct_points=rct_points,
-        )
 
 
 class Staged(NamedTuple):
@@ -133,7 +50,12 @@ def prepare(
 ) -> MetadynamicsState:
     """Relax and melt walkers from ``start``, (N, 3) or (B, N, 3) nm, and give them velocities.
 
-    A walker retired on the way starts again from its last good place.
+    A walker that loses its finite energy on the way starts again: from the last place where it was looked at, or, if
+    its own start has no finite energy, from another walker's. These are counted as ``restarted`` in the state.
+
+    Warns:
+        WalkerRestartedWarning: with the number of these walkers; they are correlated with others, and perhaps not where
+            they were put.
 
     Raises:
         ValueError: ``start`` holds another number of walkers than the settings.
@@ -144,20 +66,33 @@ def prepare(
     if len(start) != settings.walkers:
         raise ValueError(f"start: got {len(start)} structures, expected one, or one for each of {settings.walkers}")
     plain = method.biased(None)
-    walkers = relax(
-        plain,
-        start,
-        generator,
-        temperature=settings.temperature,
-        time_step=settings.time_step,
-        mass=settings.mass,
-        on_explosion="retire",
-    )
-    if settings.melt_ps > 0.0:
-        hot = Langevin(plain, settings.melt_temperature, settings.time_step, settings.friction, settings.mass, "retire")
-        report = None if progress is None else lambda done, total: progress("melt", done, total)
-        walkers = melt(hot, walkers.positions, generator, length=settings.melt_ps, progress=report)
-    return method.init(generator, walkers.positions)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WalkerRetiredWarning)  # they start again, which is said below
+        walkers = relax(
+            plain,
+            start,
+            generator,
+            temperature=settings.temperature,
+            time_step=settings.time_step,
+            mass=settings.mass,
+            on_explosion="retire",
+        )
+        lost = ~walkers.alive
+        if settings.melt_ps > 0.0:
+            step, friction, mass = settings.time_step, settings.friction, settings.mass
+            hot = Langevin(plain, settings.melt_temperature, step, friction, mass, "retire")
+            report = None if progress is None else lambda done, total: progress("melt", done, total)
+            walkers = melt(hot, walkers.positions, generator, length=settings.melt_ps, progress=report)
+            lost |= ~walkers.alive
+    restarted = int(lost.sum())
+    if restarted:
+        warnings.warn(
+            f"{restarted} of {len(lost)} walkers, the first of them walker {int(lost.nonzero()[0])}, lost their finite "
+            "energy while they were relaxed or melted, and start again from an earlier place or from another walker's",
+            WalkerRestartedWarning,
+            stacklevel=2,
+        )
+    return method.init(generator, walkers.positions)._replace(restarted=restarted)
 
 
 def follow(
@@ -223,6 +158,12 @@ def metadynamics(
     Raises:
         ValueError: variables, bias, start and settings that do not fit each other.
         WalkersExploded: no walker is left.
+
+    Warns:
+        WalkerRestartedWarning, WalkerRetiredWarning: for walkers that lost their finite energy.
+
+    A run that must survive a kill is made of the same parts: ``settings.method``, :func:`prepare`, :func:`follow` and
+    :class:`~feynkac.molecular.dynamics.Collector`, which shows how.
     """
     calls = energy.n_calls
     method = settings.method(energy, variables, bias, restraints, rct_points=rct_points)

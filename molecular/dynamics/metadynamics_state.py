@@ -18,11 +18,13 @@ class MetadynamicsState(NamedTuple):
         walkers: positions, velocities, forces under ``bias``, who is alive.
         bias: what all walkers feel now.
         deposits: batches deposited so far.
+        restarted: walkers that lost their finite energy while they were made ready, and started again.
     """
 
     walkers: LangevinState
     bias: RepulsionBias
     deposits: int
+    restarted: int = 0
 
     @property
     def steps(self) -> int:
@@ -33,7 +35,8 @@ class MetadynamicsState(NamedTuple):
         """The whole state as tensors, for :func:`feynkac.fkc.checkpoint.save_state`; the generator is the caller's."""
         parts = {"walkers": self.walkers.state_dict(), "bias": self.bias.state_dict()}
         flat = {f"{part}.{name}": value for part, fields in parts.items() for name, value in fields.items()}
-        return flat | {"deposits": torch.tensor(self.deposits, dtype=torch.int64)}
+        counts = {"deposits": self.deposits, "restarted": self.restarted}
+        return flat | {name: torch.tensor(count, dtype=torch.int64) for name, count in counts.items()}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Tensor]) -> "MetadynamicsState":
@@ -43,7 +46,8 @@ class MetadynamicsState(NamedTuple):
             return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
 
         walkers = LangevinState.from_state_dict(part("walkers"))
-        return cls(walkers, RepulsionBias.from_state_dict(part("bias")), int(state["deposits"]))
+        restarted = int(state.get("restarted", 0))  # older states do not have it
+        return cls(walkers, RepulsionBias.from_state_dict(part("bias")), int(state["deposits"]), restarted)
 
 
 class Record(NamedTuple):

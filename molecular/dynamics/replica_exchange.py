@@ -132,8 +132,9 @@ class ReplicaExchange:
         """Where each temperature takes its configuration from, (L, R), and the accepted fraction of each pair."""
         count = energy.shape[1]
         beta = 1.0 / (GAS_CONSTANT * torch.tensor(list(self.temperatures), dtype=torch.float64))
-        log_ratio = (beta[1:] - beta[:-1]) * (energy[:, 1:] - energy[:, :-1]).to(beta)
-        draw = torch.rand(log_ratio.shape, generator=generator, dtype=torch.float64)
+        energy = energy.to(beta)
+        log_ratio = (beta[1:] - beta[:-1]) * (energy[:, 1:] - energy[:, :-1])
+        draw = torch.rand(log_ratio.shape, generator=generator, dtype=torch.float64, device=generator.device).cpu()
         tried = torch.arange(count - 1) % 2 == parity
         finite = torch.isfinite(energy)  # a retired walker has energy +inf
         accepted = (draw.log() < log_ratio) & tried & finite[:, 1:] & finite[:, :-1]

@@ -9,6 +9,7 @@ from torch import Tensor
 __all__ = [
     "LangevinState",
     "WalkerExploded",
+    "WalkerRestartedWarning",
     "WalkerRetiredWarning",
     "WalkersExploded",
     "retire",
@@ -28,6 +29,10 @@ class WalkersExploded(WalkerExploded):
 
 class WalkerRetiredWarning(RuntimeWarning):
     """The first walker of a batch was retired; the message names walker and step. Later ones are only counted."""
+
+
+class WalkerRestartedWarning(RuntimeWarning):
+    """Walkers lost their finite energy while they were made ready, and started again; the message has their number."""
 
 
 class LangevinState(NamedTuple):

@@ -63,7 +63,7 @@ class ConvergenceReport:
         independent: independent, unweighted samples that would give P(A) with the same error: weights and correlation.
         autocorrelation: of the influence of each frame on Delta F; None when a region is empty.
         khat: Pareto shape of the weights' tail; above 0.7 averages are unreliable.
-        crossings: between the cores of A and B.
+        crossings: between the cores of A and B, in frames with a weight; walkers without one are left out.
         verdicts: what is wrong, in words; empty when nothing was found.
     """
 
@@ -131,7 +131,8 @@ def convergence(
     a, b, raw = _shaped(in_a, in_b, log_weights, segments)
     steps, walkers = raw.shape
     weights = normalized_weights(raw.reshape(-1)).reshape(raw.shape)
-    crossings = count_crossings(a if core_a is None else core_a, b if core_b is None else core_b)
+    cores = [_core(name, core, region) for name, core, region in (("core_a", core_a, a), ("core_b", core_b, b))]
+    crossings = count_crossings(*cores, alive=raw > -math.inf)
     correlation = _correlation(weights, a, b)
     if block is None:
         memory = float(steps) if correlation is None else correlation.memory
@@ -176,6 +177,15 @@ def _shaped(a: Tensor, b: Tensor | None, log_weights: Tensor, segments: int) -> 
         raise ValueError(f"{a.shape[0]} steps make fewer than 4 steps for each of {segments} (at least 3) segments")
     flat = [x.detach().cpu().reshape(x.shape[0], -1) for x in (a, b, log_weights)]
     return flat[0], flat[1], flat[2].double()
+
+
+def _core(name: str, core: Tensor | None, region: Tensor) -> Tensor:
+    """(T, B), the region itself when left out."""
+    if core is None:
+        return region
+    if core.ndim not in (1, 2) or core.numel() != region.numel() or core.shape[0] != region.shape[0]:
+        raise ValueError(f"{name} must be {tuple(region.shape)} bool, got {tuple(core.shape)}")
+    return core.detach().cpu().reshape(region.shape)
 
 
 def _correlation(weights: Tensor, a: Tensor, b: Tensor) -> Autocorrelation | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +18,14 @@ class Crossings:
     Attributes:
         a_to_b, b_to_a: (B,) int64 events of each walker.
         visited_a, visited_b: (B,) bool.
+        counted: (B,) bool, whether any frame of a walker counts; those of a walker retired from the start do not.
     """
 
     a_to_b: Tensor
     b_to_a: Tensor
     visited_a: Tensor
     visited_b: Tensor
+    counted: Tensor
 
     @property
     def total(self) -> int:
@@ -31,8 +34,13 @@ class Crossings:
 
     @property
     def walkers(self) -> int:
-        """Number of walkers."""
-        return self.a_to_b.numel()
+        """Number of walkers with a frame that counts."""
+        return int(self.counted.sum())
+
+    @property
+    def left_out(self) -> int:
+        """Number of walkers without one; they are not among ``walkers``."""
+        return self.counted.numel() - self.walkers
 
     @property
     def both(self) -> int:
@@ -41,11 +49,11 @@ class Crossings:
 
     @property
     def fraction_both(self) -> float:
-        """Share of walkers that visited both cores."""
-        return self.both / self.walkers
+        """Share of ``walkers`` that visited both cores; NaN without any."""
+        return self.both / self.walkers if self.walkers else math.nan
 
 
-def count_crossings(core_a: Tensor, core_b: Tensor) -> Crossings:
+def count_crossings(core_a: Tensor, core_b: Tensor, *, alive: Tensor | None = None) -> Crossings:
     """Events A to B and B to A, with hysteresis: what happens between the cores is not counted.
 
     Membership is all that is looked at, so the way around the circle of a periodic variable makes no difference.
@@ -53,6 +61,8 @@ def count_crossings(core_a: Tensor, core_b: Tensor) -> Crossings:
     Args:
         core_a, core_b: (T, B) or (T,) bool, disjoint; put their ends well inside the basins, or recrossings of a single
             border are counted.
+        alive: bool, the same shape: the frames that count; all when left out. A walker is where it was last seen in a
+            frame that counts.
 
     Raises:
         ValueError: for shapes or types that do not fit, or cores that overlap.
@@ -65,9 +75,13 @@ def count_crossings(core_a: Tensor, core_b: Tensor) -> Crossings:
     """
     if core_a.shape != core_b.shape or core_a.ndim not in (1, 2) or {core_a.dtype, core_b.dtype} != {torch.bool}:
         raise ValueError(f"cores must be (T, B) bool, got {tuple(core_a.shape)} and {tuple(core_b.shape)}")
+    if alive is not None and (alive.shape != core_a.shape or alive.dtype != torch.bool):
+        raise ValueError(f"alive must be {tuple(core_a.shape)} bool, got {alive.dtype} {tuple(alive.shape)}")
     if bool((core_a & core_b).any()):
         raise ValueError("the cores overlap")
     a, b = (core.detach().cpu().reshape(core.shape[0], -1) for core in (core_a, core_b))
+    counts = torch.ones_like(a) if alive is None else alive.detach().cpu().reshape(a.shape)
+    a, b = a & counts, b & counts
     label = a.to(torch.int8) - b.to(torch.int8)
     steps = torch.arange(label.shape[0])[:, None].expand_as(label)
     last = torch.where(label != 0, steps, -1).cummax(0).values
@@ -78,4 +92,5 @@ def count_crossings(core_a: Tensor, core_b: Tensor) -> Crossings:
         b_to_a=((before == -1) & (after == 1)).sum(0),
         visited_a=a.any(0),
         visited_b=b.any(0),
+        counted=counts.any(0),
     )

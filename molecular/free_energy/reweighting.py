@@ -9,11 +9,13 @@ use several biases is `mbar`.
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
 
 from ...fkc.bias.well_tempered import tiwary_parrinello
+from ...fkc.errors import NonFiniteWeightWarning
 from ._samples import check_kT
 
 __all__ = ["log_weights_of_bias", "tiwary_parrinello"]
@@ -24,7 +26,7 @@ def log_weights_of_bias(bias_energy: Tensor, *, kT: float, rct: Tensor | float |
 
     Args:
         bias_energy: (T,) or (T, B) V at the samples, a row a time, in the unit of kT; a sample whose bias is NaN (its
-            variables were not finite) gets weight zero.
+            variables were not finite) gets weight zero, with a warning.
         kT: thermal energy.
         rct: c(t), a number or (T,), in the unit of kT; None for a bias that did not change.
 
@@ -33,6 +35,9 @@ def log_weights_of_bias(bias_energy: Tensor, *, kT: float, rct: Tensor | float |
 
     Raises:
         ValueError: for a kT that is not positive, shapes that do not fit, an infinite bias or c(t) that is not finite.
+
+    Warns:
+        NonFiniteWeightWarning: for samples whose bias is NaN, with their number.
 
     Example:
         >>> log_weights_of_bias(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), kT=2.0, rct=torch.tensor([0.0, 1.0])).tolist()
@@ -50,5 +55,11 @@ def log_weights_of_bias(bias_energy: Tensor, *, kT: float, rct: Tensor | float |
         if not bool(torch.isfinite(shift).all()):
             raise ValueError("rct must be finite")
         shift = shift.reshape(shift.shape + (1,) * (energy.ndim - 1)) if shift.ndim else shift
-    reduced = (energy - shift) / kT
-    return torch.where(torch.isnan(reduced), -math.inf, reduced)
+    unknown = torch.isnan(energy)
+    if bool(unknown.any()):
+        warnings.warn(
+            f"the bias energy of {int(unknown.sum())} of {energy.numel()} samples is NaN: their weights are zero",
+            NonFiniteWeightWarning,
+            stacklevel=2,
+        )
+    return ((energy - shift) / kT).masked_fill(unknown, -math.inf)

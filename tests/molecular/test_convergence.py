@@ -191,3 +191,38 @@ def test_walkers_that_see_one_core_only():
         count_crossings(x > -2, x > -1)
     with pytest.raises(ValueError, match="bool"):
         count_crossings(x, x > 1)
+
+
+def test_retired_walkers_are_not_counted():
+    """Eight living walkers, all in both regions, and 32 that lay dead in A from the start."""
+    x = walkers(21)
+    dead = torch.full((2000, 32), 1.0, dtype=torch.float64)
+    both = torch.cat([x, dead], dim=1)
+    weights = torch.cat([log_weights(x), torch.full_like(dead, -math.inf)], dim=1)
+    found, alone = report(both, weights), report(x)
+    assert found.crossings.walkers == 8
+    assert found.crossings.left_out == 32
+    assert alone.crossings.left_out == 0
+    assert found.crossings.fraction_both == alone.crossings.fraction_both == 1
+    assert found.crossings.total == alone.crossings.total
+    assert not any("walkers visited both" in verdict for verdict in found.verdicts)
+    # negative control: with a weight they count
+    counted = report(both, torch.cat([log_weights(x), torch.zeros_like(dead)], dim=1))
+    assert counted.crossings.fraction_both == 0.2
+    assert any("only 8 of 40 walkers visited both" in verdict for verdict in counted.verdicts)
+
+
+def test_a_walker_counts_until_it_dies():
+    x = torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0], [1.0, 0.0, 0.0, 0.0, 0.0], [1.0, -1.0, 1.0, -1.0, 1.0]]).T
+    alive = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool).T
+    found = count_crossings(x > 0.5, x < -0.5, alive=alive)
+    assert found.a_to_b.tolist() == [1, 0, 0]
+    assert found.b_to_a.tolist() == [1, 0, 0]
+    assert found.counted.tolist() == [True, True, False]
+    assert (found.walkers, found.left_out, found.both, found.fraction_both) == (2, 1, 1, 0.5)
+    assert count_crossings(x > 0.5, x < -0.5).total == 8
+    assert math.isnan(count_crossings(x > 0.5, x < -0.5, alive=torch.zeros_like(alive)).fraction_both)
+    with pytest.raises(ValueError, match=r"alive must be \(5, 3\) bool"):
+        count_crossings(x > 0.5, x < -0.5, alive=alive[:, :2])
+    with pytest.raises(ValueError, match=r"core_a must be \(40, 3\) bool, got \(40, 2\)"):
+        convergence(torch.arange(120).reshape(40, 3) % 3 == 0, torch.zeros(40, 3), kT=1.0, core_a=torch.ones(40, 2) > 2)

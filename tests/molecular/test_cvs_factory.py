@@ -21,6 +21,7 @@ from feynkac.molecular.cvs import (
     TorchScriptVariable,
     Torsion,
     UnknownAtomError,
+    Variables,
     build_variable,
     build_variables,
     read_frames,
@@ -249,6 +250,38 @@ def test_torchscript_files(tmp_path, frames):
         TorchScriptVariable(broken, name="x")
 
 
+class Noisy(torch.nn.Module):
+    """With dropout, and a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 8, dtype=torch.float64)
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(torch.tanh(self.layer(x[:, 0]))).sum(dim=-1)
+
+
+def test_a_module_in_training_is_evaluated_and_stays_as_it_was(frames):
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        module = torch.jit.script(Noisy())
+    found = TorchScriptVariable(module, name="net")
+    first = found(frames)
+    assert torch.equal(first, found(frames))
+    assert not torch.equal(module(frames), module(frames))  # negative control: it is a module with noise
+    assert module.training
+    assert all(p.requires_grad for p in module.parameters())
+    with torch.no_grad():  # training goes on
+        for parameter in module.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(first, found(frames))
+    assert not any(p.requires_grad for p in found.module.parameters())
+    forces = Variables([found]).value_and_pullback(frames, torch.ones_like)[1]
+    assert forces[:, 0].abs().min() > 0
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
@@ -258,6 +291,7 @@ def test_torchscript_files(tmp_path, frames):
         ("coordination", {"group_a": [0], "group_b": [1]}, "needs the option 'r0'"),
         ("coordination", {"group_a": [0], "r0": 0.3, "nn": 6}, "has no option 'nn'; it has group_a, r0"),
         ("coordination", {"group_a": [0, 1], "r0": -0.3}, "v: r0 must be a positive length"),
+        ("coordination", {"group_a": [0, 1], "r0": 0.3, "n": 6.5}, "v: the exponent n must be a whole number, got 6.5"),
         ("path", {"lambda": 1.0}, "either a reference of several structures, or variables and nodes"),
         ("height", {"atoms": [0]}, "either surface, a group of atoms, or plane"),
         ("height", {"atoms": [0], "plane": 0.0, "normal": "q"}, "the normal is x, y, z, a, b, c or three numbers"),

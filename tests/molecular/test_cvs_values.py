@@ -212,6 +212,15 @@ def test_switches_are_finite_and_fall(n, m):
     torch.testing.assert_close(default, 1 / (1 + (r / 0.3) ** n))
 
 
+def test_whole_exponents_may_be_floats():
+    found = RationalSwitch(0.3, n=6.0, m=10.0)
+    assert found == RationalSwitch(0.3, n=6, m=10)
+    assert (type(found.n), type(found.m)) == (int, int)
+    assert RationalSwitch(0.3, n=numpy.float64(4.0)).m == 8
+    r = torch.tensor([0.1, 0.3, 0.5], dtype=torch.float64)
+    assert torch.equal(found(r), RationalSwitch(0.3, n=6, m=10)(r))
+
+
 def test_coordination_counts_every_pair_once():
     """With a very wide switch every pair counts 1."""
     wide = RationalSwitch(1e4)
@@ -310,6 +319,26 @@ def test_a_sum_of_torsions_has_no_seam():
     assert found.abs().max() <= math.pi
     with pytest.raises(ValueError, match="phi is periodic, and a combination of it jumps"):
         Linear([phi, psi], [1.0, 1.0])
+
+
+def test_a_period_must_fit_a_turn_of_every_variable():
+    phi, psi = Torsion(0, 1, 2, 3, "phi"), Torsion(1, 2, 3, 4, "psi")
+    d = Distance(0, 1, "d")
+    with pytest.raises(ValueError, match=r"half: a turn of phi changes it by 3\.14159, .* choose a period"):
+        Linear([phi], [0.5], period=2 * math.pi, name="half")
+    with pytest.raises(ValueError, match="mixed: a turn of psi"):
+        Linear([phi, psi], [1.0, 0.3], period=2 * math.pi, name="mixed")
+    with pytest.raises(ValueError, match="the period must be positive"):
+        Linear([phi], [1.0], period=math.inf)
+    torsion = torch.tensor([math.pi - 1e-7, -math.pi + 1e-7], dtype=torch.float64)
+    corners = torch.tensor([[1.0, 0, 0], [0, 0, 0], [0, 0, 1], [0, 0, 1]], dtype=torch.float64).repeat(2, 1, 1)
+    corners[:, 3, 0], corners[:, 3, 1] = torch.cos(torsion), torch.sin(torsion)
+    for coefficient, period in ((0.5, math.pi), (2.0, 2 * math.pi), (-1.0, 2 * math.pi), (2.0, 4 * math.pi)):
+        before, after = Linear([phi, d], [coefficient, 0.1], period=period)(corners)
+        gap = float(after - before)
+        assert abs(gap - period * round(gap / period)) < 1e-6  # no jump where the torsion wraps
+    assert Linear([phi], [1.0, 0.3], expand=True, period=1.0).period == 1.0
+    assert Linear([phi], [1.0], period=math.radians(360.000001)).period > 0
 
 
 class Affine:
@@ -505,6 +534,15 @@ def test_what_is_refused():
         RationalSwitch(0.0)
     with pytest.raises(ValueError, match="0 < n < m"):
         RationalSwitch(0.3, n=6, m=6)
+    for exponents, message in (
+        ({"n": 6.5}, r"the exponent n must be a whole number, got 6\.5"),
+        ({"n": 6, "m": 12.25}, r"the exponent m must be a whole number, got 12\.25"),
+        ({"n": "6"}, "the exponent n must be a whole number, got '6'"),
+        ({"n": True}, "the exponent n must be a whole number, got True"),
+        ({"n": math.inf}, "the exponent n must be a whole number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            RationalSwitch(0.3, **exponents)
     with pytest.raises(ValueError, match="make no pair"):
         Coordination((0,), None, RationalSwitch(0.3))
     with pytest.raises(ValueError, match="rg: needs at least 2 atoms"):

@@ -1,6 +1,7 @@
 """The stack of variables: values, names, and forces pulled back through analytic gradients and autograd alike."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from feynkac.molecular.cvs import (
     Distance,
     GyrationRadius,
     Height,
+    Linear,
     RationalSwitch,
+    TorchScriptVariable,
     Torsion,
     Variables,
 )
@@ -120,6 +123,77 @@ def test_forces_on_a_molecule_in_free_space_add_up_to_nothing():
 def test_every_kind_together():
     stack = Variables([CallableVariable(v, f"v{k}", v.unit, v.period) for k, v in enumerate(ZOO.values())])
     assert stack(draws(7)).shape == (5, len(ZOO))
+
+
+class Deaf(torch.nn.Module):
+    """Gives no gradient."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return 2 * x[:, 0, 0]
+
+
+def scripted(module: torch.nn.Module) -> torch.jit.ScriptModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(module)
+
+
+PARAMETER = torch.ones((), dtype=torch.float64, requires_grad=True)
+SILENT = {
+    "detached": CallableVariable(lambda x: x[:, 0, 0].detach(), "deaf"),
+    "numpy": CallableVariable(lambda x: torch.from_numpy(x.detach().numpy()[:, 0, 0]), "deaf"),
+    "script": TorchScriptVariable(scripted(Deaf()), name="deaf"),
+    "constant": CallableVariable(lambda x: x.new_ones(len(x)), "deaf"),
+    "a graph of its own": CallableVariable(lambda x: x[:, 0, 0].detach() * PARAMETER, "deaf"),
+}
+
+
+@pytest.mark.parametrize("kind", SILENT)
+@pytest.mark.parametrize("beside", [[], MIXED[2:3], MIXED[7:8]], ids=["alone", "rg", "f"])
+def test_values_without_a_gradient_are_refused(kind, beside):
+    """Also beside a variable that has one, and inside another variable: their forces would be missing silently."""
+    stack = Variables([*beside, SILENT[kind]])
+    message = "deaf: the values do not follow the positions"
+    with pytest.raises(ValueError, match=message):
+        stack.linearised(draws())
+    with pytest.raises(ValueError, match=message), torch.no_grad():
+        stack.value_and_pullback(draws(), torch.ones_like)
+    with pytest.raises(ValueError, match=message):
+        stack(draws().requires_grad_(True))
+    with pytest.raises(ValueError, match=message):
+        Variables([Linear([*beside, SILENT[kind]], [1.0] * (len(beside) + 1), unit="")]).linearised(draws())
+    assert stack(draws()).shape == (5, len(beside) + 1)  # values alone need no gradient
+
+
+def test_a_constant_may_be_made_to_follow():
+    """The way out that the message names."""
+    flat = CallableVariable(lambda x: 3.0 + 0 * x.sum(dim=(1, 2)), "flat")
+    values, forces = Variables([flat, MIXED[2]]).value_and_pullback(draws(), torch.ones_like)
+    assert (values[:, 0] == 3).all()
+    torch.testing.assert_close(forces, Variables([MIXED[2]]).value_and_pullback(draws(), torch.ones_like)[1])
+
+
+@pytest.mark.parametrize("other", [MIXED[2], Torsion(0, 1, 2, 3, "phi")], ids=["autograd", "analytic"])
+def test_a_function_in_another_precision_joins_the_others(other):
+    double = CallableVariable(lambda x: x[:, 0].double().square().sum(-1), "double")
+    single = CallableVariable(lambda x: x[:, 0].square().sum(-1), "double")
+    positions = draws(8).float()
+    values, forces = Variables([other, double]).value_and_pullback(positions, torch.ones_like)
+    assert values.dtype == forces.dtype == torch.float32
+    torch.testing.assert_close(forces, Variables([other, single]).value_and_pullback(positions, torch.ones_like)[1])
+
+
+def test_functions_that_fail_are_named():
+    with pytest.raises(ValueError, match="f: the function failed: IndexError: index 20 is out of bounds"):
+        CallableVariable(lambda x: x[:, 20, 0], "f")(draws())
+    with pytest.raises(ValueError, match=r"f: expected real values, got torch\.complex128"):
+        CallableVariable(lambda x: torch.complex(x[:, 0, 0], x[:, 0, 1]), "f")(draws())
+    narrow = TorchScriptVariable(scripted(torch.nn.Linear(2, 1)), [Distance(0, 1, "d")], name="net")
+    with pytest.raises(ValueError, match="net: the function failed: RuntimeError"):
+        narrow(draws())
+    with pytest.raises(ValueError, match="net: expected a TorchScript module or its file, got function"):
+        TorchScriptVariable(lambda x: x, name="net")
 
 
 def test_the_stack_is_a_sequence_with_labels():

@@ -256,6 +256,43 @@ def test_exchange_passes_the_dead_by():
         assert torch.equal(after.replica.flatten()[dead], before.replica.flatten()[dead])
 
 
+def test_all_noise_comes_from_the_device_of_the_generator(monkeypatch):
+    """So that one generator serves walkers on any device: each draw is asked where it is made."""
+    seen = []
+
+    def watched(draw):
+        def wrapped(*args, generator, device=None, **options):
+            seen.append(device == generator.device)
+            return draw(*args, generator=generator, device=device, **options)
+
+        return wrapped
+
+    monkeypatch.setattr(torch, "rand", watched(torch.rand))
+    monkeypatch.setattr(torch, "randn", watched(torch.randn))
+    exchange = ReplicaExchange(Springs(1000.0), [300.0, 350.0], 4, 5, 0.01, 5.0)
+    generator = torch.Generator().manual_seed(2)
+    exchange.sweep(generator, exchange.init(generator, torch.zeros(1, 3, dtype=torch.float64)))
+    assert seen == [True, True]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_one_generator_serves_walkers_on_a_device(place):
+    exchange = ReplicaExchange(Springs(1000.0), [300.0, 350.0], 40, 5, 0.01, 5.0)
+
+    def run(generator, device):
+        start = exchange.init(generator, torch.zeros(1, 3, dtype=torch.float64, device=device))
+        return list(exchange.run(generator, start, 4))[-1]
+
+    state, info = run(torch.Generator(place).manual_seed(2), "cuda")
+    assert info.positions.device.type == "cuda"
+    assert not torch.equal(state.replica, torch.arange(80).reshape(40, 2))
+    if place == "cpu":  # the same noise as on the CPU
+        here, _ = run(torch.Generator().manual_seed(2), "cpu")
+        assert torch.allclose(here.walkers.positions, state.walkers.positions.cpu(), atol=1e-9)
+
+
 @pytest.mark.slow
 def test_exchange_over_a_biased_energy():
     """A static bias, weighed out at the lowest temperature; masses of the atom do not matter."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from feynkac.fkc.bias import BiasVariable, GridAxis, RepulsionBias
+from feynkac.fkc.errors import NonFiniteWeightWarning
 from feynkac.fkc.testing import ZTest
 from feynkac.molecular.free_energy import (
     Axis,
@@ -67,7 +68,8 @@ def test_weights_with_c_of_t_put_all_times_on_one_scale():
 
 def test_shapes_and_dead_samples():
     energy = torch.tensor([[2.0, math.nan], [4.0, 6.0]])
-    found = log_weights_of_bias(energy, kT=2.0, rct=torch.tensor([1.0, 2.0]))
+    with pytest.warns(NonFiniteWeightWarning, match="the bias energy of 1 of 4 samples is NaN: their weights are zero"):
+        found = log_weights_of_bias(energy, kT=2.0, rct=torch.tensor([1.0, 2.0]))
     assert found.tolist() == [[0.5, -math.inf], [1.0, 2.0]]
     assert log_weights_of_bias(energy[1], kT=2.0, rct=2.0).tolist() == [1.0, 2.0]
     for changes, message in (

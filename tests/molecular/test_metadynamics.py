@@ -9,10 +9,12 @@ import torch
 from feynkac.fkc.bias import BiasVariable, GridAxis, Hills, RepulsionBias, UpperWall
 from feynkac.fkc.checkpoint import load_state, save_state
 from feynkac.molecular.dynamics import (
+    Collector,
     Metadynamics,
     MetadynamicsSettings,
     MetadynamicsState,
     Restrained,
+    WalkerRestartedWarning,
     WalkerRetiredWarning,
     WalkersExploded,
     follow,
@@ -175,6 +177,57 @@ def test_stopped_and_resumed_is_never_stopped(kind, stop, tmp_path):
     assert not same(other[-1].state.state_dict(), whole[-1].state.state_dict())
 
 
+@pytest.mark.parametrize("stop", [2, 9, 15], ids=["filling", "burn-in", "sampling"])
+def test_a_result_is_the_same_after_a_kill(stop, tmp_path):
+    """State, generator and what was gathered go into one checkpoint; another process goes on from it."""
+    wall = Restrained(Y, UpperWall(0.02, 100.0), "wall")
+    settings = replace(SETTINGS, positions_every=3)
+
+    def run(noise, state, collector, records=None):
+        method = settings.method(PlanarEnergy(Wells()), [X], well_tempered(), [wall])
+        state = prepare(method, at(0.1, count=12), settings, noise) if state is None else state
+        for count, step in enumerate(follow(method, settings, noise, state), start=1):
+            state = step.state
+            collector.add(step.stage, step.record)
+            if count == records:
+                tensors = {**state.state_dict(), **collector.state_dict(), "generator": noise.get_state()}
+                save_state(tmp_path, tensors, {})
+                break
+        return collector.result(state, energy_calls=7, expected=settings.records)
+
+    whole = run(generator(), None, Collector(3))
+    cut = run(generator(), None, Collector(3), stop)
+    assert not cut.complete
+
+    tensors, _ = load_state(tmp_path)
+    noise = torch.Generator()
+    noise.set_state(tensors["generator"])
+    found = run(noise, MetadynamicsState.from_state_dict(tensors), Collector.from_state_dict(tensors))
+    assert found.complete
+    for name in ("time", "values", "bias", "log_weights", "alive", "energy", "positions", "position_records"):
+        assert torch.equal(getattr(found, name), getattr(whole, name)), name
+    for name in ("time", "values", "bias", "rct", "alive", "approximate_log_weights"):
+        assert torch.equal(getattr(found.filling, name), getattr(whole.filling, name)), name
+    assert torch.equal(found.restraints["wall"], whole.restraints["wall"])
+    assert same(found.state.state_dict(), whole.state.state_dict())
+    # negative control: without what was gathered before the kill
+    lost = run(noise, MetadynamicsState.from_state_dict(tensors), Collector(3))
+    assert len(lost.time) + len(lost.filling.time) < len(whole.time) + len(whole.filling.time)
+
+
+def test_records_do_not_hold_the_positions():
+    run, noise, collector = method(), generator(), Collector(positions_every=2)
+    state = run.init(noise, at(0.1, count=500))
+    for now, record in run.fill(noise, state, 3):  # noqa: B007
+        collector.add("fill", record)
+    for now, record in run.produce(noise, now, 4):  # noqa: B007, B020
+        collector.add("sample", record)
+    assert record.positions.untyped_storage().nbytes() == 500 * 3 * 8
+    held = [r.positions.untyped_storage().nbytes() for r in (*collector._fill, *collector._sample)]
+    assert held == [0] * 7
+    assert collector.result(now, energy_calls=0, expected=4).positions.shape == (2, 500, 1, 3)
+
+
 # --- retired walkers --------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +290,26 @@ def test_all_retired_or_told_to_raise():
         list(run.fill(noise, state, 20))
 
 
+def test_walkers_that_start_again_are_counted():
+    """Four walkers start in the hole, and take another's start; while they melt, others fall into it too."""
+    start = at(0.05, count=12)
+    start[:4, 0, 0] = 0.3
+    energy = Hole(PlanarEnergy(Wells(barrier=0.0, tilt=0.0)), 0.2)
+    message = "4 of 12 walkers, the first of them walker 0, lost their finite energy while they were relaxed or melted"
+    run = SETTINGS.method(energy, [X], well_tempered())
+    with pytest.warns(WalkerRestartedWarning, match=message):
+        state = prepare(run, start, SETTINGS, generator())
+    assert state.restarted == 4
+    assert state.walkers.n_retired == 0
+    assert MetadynamicsState.from_state_dict(state.state_dict()).restarted == 4
+    with pytest.warns(WalkerRestartedWarning) as caught, pytest.warns(WalkerRetiredWarning):
+        result = metadynamics(energy, start, [X], well_tempered(), replace(SETTINGS, melt_ps=0.5), generator())
+    assert 4 < result.n_restarted < 12
+    assert str(caught[0].message).startswith(f"{result.n_restarted} of 12 walkers")
+    healthy = prepare(run, at(0.05, count=12), SETTINGS, generator())
+    assert healthy.restarted == 0
+
+
 # --- the driver -------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +342,7 @@ def test_a_whole_run():
     assert torch.equal(result.groups.reshape(12, 12)[3], torch.arange(12))
     assert result.deposits == 8
     assert result.n_retired == 0
+    assert result.n_restarted == 0
     assert result.complete
     assert result.energy_calls == energy.n_calls == 12 * (501 + 101 + 1 + 80 + 20 + 60)
     assert result.filling.values.shape == (4, 12, 1)
@@ -300,10 +374,11 @@ def test_samples_outside_the_grid_and_dead_walkers_are_counted():
     narrow = RepulsionBias.well_tempered(
         [VARIABLE], kT=KT, bias_factor=8.0, height=4.0, grid=[GridAxis(0.08, 0.12, 10)]
     )
-    with pytest.warns(WalkerRetiredWarning):
+    with pytest.warns(WalkerRetiredWarning), pytest.warns(WalkerRestartedWarning):
         result = metadynamics(Hole(PlanarEnergy(Wells()), 0.125), at(0.1, count=12), [X], narrow, SETTINGS, generator())
     x = result.values[..., 0]
     assert result.n_retired > 0
+    assert result.n_restarted == 1
     assert result.n_outside == int((((x < 0.08) | (x > 0.12)) & result.alive).sum()) > 0
     assert torch.isneginf(result.log_weights[~result.alive]).all()
 
@@ -329,3 +404,28 @@ def test_settings_that_do_not_fit_are_named():
         replace(SETTINGS, walkers=0)
     with pytest.raises(ValueError, match="fill_ps"):
         replace(SETTINGS, fill_ps=math.inf)
+    with pytest.raises(ValueError, match="time_step: got 0, expected a positive number of ps"):
+        replace(SETTINGS, time_step=0)
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        ({"fill_ps": 0.02}, r"fill_ps: 0\.02 ps hold no deposit, .* every 10 steps of 0\.005 ps, 0\.05 ps"),
+        ({"burn_in_ps": 0.01}, r"burn_in_ps: 0\.01 ps hold no record, .* every 5 steps of 0\.005 ps, 0\.025 ps"),
+        ({"production_ps": 0.01}, r"production_ps: 0\.01 ps hold no record"),
+        ({"production_ps": 0.0}, r"production_ps: got 0\.0, expected a positive number of ps"),
+    ],
+)
+def test_lengths_that_come_to_nothing_are_refused(length, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SETTINGS, **length)
+
+
+def test_no_filling_and_no_burn_in_are_said_by_zeros():
+    given = well_tempered().deposited(torch.tensor([[0.1]], dtype=torch.float64))
+    settings = replace(SETTINGS, fill_ps=0.0, burn_in_ps=0.0)
+    result = metadynamics(PlanarEnergy(Wells()), at(0.1, count=12), [X], given, settings, generator())
+    assert result.deposits == 0
+    assert result.frozen_bias is given
+    assert len(result.time) == settings.records == 12
