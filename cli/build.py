@@ -29,6 +29,7 @@ __all__ = [
     "build_variables",
     "choose_device",
     "settle_energy",
+    "with_system",
 ]
 
 
@@ -66,6 +67,16 @@ def settle_energy(config: EnergyConfig, system: MolecularSystem) -> EnergyConfig
     if config.engine == "openmm" and config.platform == "auto":
         changes["platform"] = measure_platforms(system.system, system.positions)[0].platform
     return config.model_copy(update=changes)
+
+
+def with_system(config: Any) -> tuple[Any, MolecularSystem]:
+    """A config of a job on one molecule, with its energy settled, and its system.
+
+    Raises:
+        SystemBuildError: structure and force field do not fit.
+    """
+    system = build_system(config.system)
+    return config.model_copy(update={"energy": settle_energy(config.energy, system)}), system
 
 
 def build_energy(config: EnergyConfig, system: MolecularSystem, temperature: float) -> Energy:

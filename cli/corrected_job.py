@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.text import Text
 
 from ..fkc import Checkpoint, Expert, SMCResult
 from ..fkc.checkpoint import exists, load_state, save_state
@@ -24,62 +23,19 @@ from .corrected_samples import arrays, write_outcome
 from .corrected_truth import truth_of
 from .errors import UserError
 from .job import show
-from .paths import default_run_folder, resolve
-from .progress import resumable
+from .kinds import JobKind
+from .paths import resolve
 from .report.corrected_page import write_corrected_report
 from .results import as_json
 from .run_folder import RunFolder
 from .steer_results import write_arrays
 from .steer_rewards import named_errors
-from .validation import load_config
 
-__all__ = ["JOB", "CorrectedJob", "redraw_corrected", "resume_corrected", "run_corrected"]
-
-JOB = "corrected"
-"""``job:`` of the configs."""
+__all__ = ["KIND", "CorrectedJob"]
 
 
-# --- the commands ---------------------------------------------------------------------------------------------------
-
-
-def run_corrected(console: Console, config: CorrectedConfig, output: Path | None) -> None:
-    """`feynkac run` for a corrected config.
-
-    Raises:
-        UserError: for any problem of the config; before any folder is made.
-        FileExistsError: if the output exists.
-    """
-    path = default_run_folder(config.name) if output is None else output
-    RunFolder.refuse_existing(path)
-    with console.status("building experts and targets"):
-        job = CorrectedJob.build(config, {})
-        inputs = expert_inputs(config)
-    folder = RunFolder.create(path, job.config, inputs)
-    sampling = config.sampling
-    many = f"{sampling.populations} x " if sampling.populations > 1 else ""
-    text = f"{config.name}: {', '.join(config.targets)}; {many}{sampling.particles:,} particles into {path}"
-    console.print(Text(text), soft_wrap=True)
-    with resumable(console, path):
-        job.execute(folder, console)
-
-
-def resume_corrected(console: Console, folder: RunFolder) -> None:
-    """`feynkac resume` for a corrected run.
-
-    Raises:
-        UserError: its experts have changed.
-        CheckpointError: a file is damaged.
-    """
-    config = load_config(folder.config, CorrectedConfig)
-    folder.check_inputs(expert_inputs(config))
-    with console.status("building experts and targets"):
-        job = CorrectedJob.build(config, _read_moments(folder))
-    job.execute(folder, console)
-
-
-def redraw_corrected(folder: RunFolder, config: CorrectedConfig, console: Console) -> None:
+def _redraw(folder: RunFolder, config: CorrectedConfig, console: Console) -> None:
     """`feynkac report`: pictures and report again, from the checkpoints of the finished run."""
-    folder.results()
     outcomes = _outcomes(folder, config)
     pictures = _write(folder, config, outcomes, first=False)
     show(console, folder, numbers(outcomes), warnings_of(outcomes), pictures)
@@ -241,3 +197,23 @@ def _write(folder: RunFolder, config: CorrectedConfig, outcomes: list[Outcome], 
             numbers=found,
             warnings=notes,
         )
+
+
+def _headline(job: CorrectedJob) -> str:
+    sampling = job.config.sampling
+    many = f"{sampling.populations} x " if sampling.populations > 1 else ""
+    return f"{', '.join(job.config.targets)}; {many}{sampling.particles:,} particles"
+
+
+def _build(config: CorrectedConfig, folder: RunFolder | None) -> CorrectedJob:
+    return CorrectedJob.build(config, {} if folder is None else _read_moments(folder))
+
+
+KIND = JobKind(
+    config=CorrectedConfig,
+    building="building experts and targets",
+    build=_build,
+    inputs=expert_inputs,
+    headline=_headline,
+    redraw=_redraw,
+)

@@ -17,12 +17,14 @@ from ..fkc.checkpoint import exists, load_state, save_state
 from ..molecular.dynamics import EnsembleSettings, sample_ensemble
 from ..molecular.energies import Energy
 from ..molecular.systems import MolecularSystem
-from .build import build_energy, build_system
+from .build import build_energy, with_system
 from .diffusion_train_config import DiffusionTrainConfig
 from .errors import UserError
+from .kinds import JobKind
 from .run_folder import RunFolder, provenance
+from .training_job import training_inputs
 
-__all__ = ["DiffusionTrainJob"]
+__all__ = ["KIND", "DiffusionTrainJob"]
 
 _BATCH = 512
 """Samples drawn at a time when the model is judged."""
@@ -37,7 +39,7 @@ class DiffusionTrainJob:
     energy: Energy
 
     @classmethod
-    def build(cls, config: DiffusionTrainConfig, system: MolecularSystem | None = None) -> DiffusionTrainJob:
+    def build(cls, config: DiffusionTrainConfig, system: MolecularSystem) -> DiffusionTrainJob:
         """Build system and energy.
 
         Raises:
@@ -47,7 +49,6 @@ class DiffusionTrainJob:
             from ..molecular import diffusion  # noqa: F401
         except ImportError as error:
             raise UserError(str(error)) from error
-        system = build_system(config.system) if system is None else system
         for name, atoms in config.quality.torsions.items():
             if max(atoms) >= system.n_atoms:
                 raise UserError(
@@ -204,3 +205,12 @@ def _show(console: Console, folder: RunFolder, quality: list[dict[str, Any]]) ->
         text += f", torsions differ by {entry['torsions']['total_variation']:.3f}"
         console.print(Text(text + ("" if hand is None else f", right hand {hand:.1%}")), soft_wrap=True)
     console.print(Text(f"  pipeline     {folder.path / 'pipeline'}"), soft_wrap=True)
+
+
+KIND = JobKind(
+    config=DiffusionTrainConfig,
+    building="building system and energy",
+    build=lambda config, folder: DiffusionTrainJob.build(*with_system(config)),
+    inputs=training_inputs,
+    headline=lambda job: "training",
+)

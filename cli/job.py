@@ -24,9 +24,10 @@ from ..molecular.io import read_weights, write_colvar, write_fes, write_fes_unce
 from ..molecular.io import write_weights as save_arrays
 from ..molecular.pipeline import Analysis, AnalysisRequest, WeightedDraws, analyse, evaluate_variables
 from ..molecular.systems import MolecularSystem
-from .build import build_energy, build_proposal, build_request, build_system, build_variables
+from .build import build_energy, build_proposal, build_request, build_system, build_variables, with_system
 from .config import RunConfig
 from .errors import UserError
+from .kinds import JobKind
 from .paths import resolve
 from .progress import sampling_progress
 from .report.page import write_report
@@ -34,12 +35,12 @@ from .results import KHAT_LIMIT, Number, as_json, numbers
 from .run_folder import RunFolder
 
 __all__ = [
+    "KIND",
     "VARIABLE",
     "FreeEnergyJob",
     "collected_warnings",
     "input_files",
     "read_draws",
-    "redraw",
     "show",
     "write_tables",
 ]
@@ -71,9 +72,8 @@ class FreeEnergyJob:
     request: AnalysisRequest
 
     @classmethod
-    def build(cls, config: RunConfig, system: MolecularSystem | None = None) -> FreeEnergyJob:
+    def build(cls, config: RunConfig, system: MolecularSystem) -> FreeEnergyJob:
         """Build system, energy, proposal and variables. Raises what these raise."""
-        system = build_system(config.system) if system is None else system
         variables = build_variables(config.analysis, system.topology)
         return cls(
             config=config,
@@ -136,7 +136,7 @@ class FreeEnergyJob:
             return _report(stage, folder, self.config, draws, self.request, analysis, found, notes)
 
 
-def redraw(folder: RunFolder, config: RunConfig, console: Console) -> None:
+def _redraw(folder: RunFolder, config: RunConfig, console: Console) -> None:
     """Draw pictures and report of a finished run again, from its ``weights.npz``."""
     recorded = folder.results()
     draws = read_draws(folder)
@@ -272,3 +272,13 @@ def collected_warnings() -> Iterator[list[str]]:
     # The analysis says the same of k-hat, zero weights and lost walkers, also when only the report is drawn again.
     known = (ParetoWarning, NonFiniteWeightWarning, WalkerRestartedWarning, WalkerRetiredWarning)
     messages += [str(w.message) for w in caught if not issubclass(w.category, known)]
+
+
+KIND = JobKind(
+    config=RunConfig,
+    building="building system, energy and proposal",
+    build=lambda config, folder: FreeEnergyJob.build(*with_system(config)),
+    inputs=input_files,
+    headline=lambda job: f"{job.config.sampling.samples:,} samples",
+    redraw=_redraw,
+)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.text import Text
 from torch import Tensor
 
 from ..fkc.checkpoint import exists, load_state, save_state
@@ -15,72 +14,27 @@ from ..molecular.io import read_weights, write_colvar, write_trajectory
 from ..molecular.io import write_weights as save_arrays
 from .errors import UserError
 from .job import collected_warnings, show, write_tables
+from .kinds import JobKind
 from .molecule_build import Molecule, input_files
 from .molecule_config import MoleculeConfig
 from .molecule_progress import watching_moves
 from .molecule_results import Outcome, arrays_of, numbers, outcome_of, warnings_of
-from .paths import default_run_folder
-from .progress import resumable
 from .report.molecule_page import write_molecule_report
 from .results import as_json
 from .run_folder import RunFolder
 from .steer_progress import keep_finished
-from .validation import load_config
 
-__all__ = ["JOB", "MoleculeJob", "redraw_molecule", "resume_molecule", "run_molecule"]
-
-JOB = "annealed_molecule"
-"""``job:`` of the configs."""
+__all__ = ["KIND", "MoleculeJob"]
 
 _MODEL, _PLAIN = "model", "unweighted"
 
 
-# --- the commands ---------------------------------------------------------------------------------------------------
-
-
-def run_molecule(console: Console, config: MoleculeConfig, output: Path | None) -> None:
-    """`feynkac run` for an annealed molecule.
-
-    Raises:
-        UserError: for any problem of the config; before any folder is made.
-        FileExistsError: if the output exists.
-    """
-    path = default_run_folder(config.name) if output is None else output
-    RunFolder.refuse_existing(path)
-    with console.status("loading model and force field"):
-        job = MoleculeJob(Molecule.build(config))
-    folder = RunFolder.create(path, config, input_files(config))
-    s = config.sampling
-    text = (
-        f"{config.name}: {config.model_temperature:g} K to {config.system.temperature:g} K, exponent "
-        f"{config.exponent:g}; {s.populations} x {s.particles:,} particles into {path}"
-    )
-    console.print(Text(text), soft_wrap=True)
-    with resumable(console, path):
-        job.execute(folder, console)
-
-
-def resume_molecule(console: Console, folder: RunFolder) -> None:
-    """`feynkac resume` for an annealed molecule.
-
-    Raises:
-        UserError: its model, structure or reference has changed.
-        CheckpointError: a file is damaged.
-    """
-    config = load_config(folder.config, MoleculeConfig)
-    folder.check_inputs(input_files(config))
-    with console.status("loading model and force field"):
-        job = MoleculeJob(Molecule.build(config))
-    job.execute(folder, console)
-
-
-def redraw_molecule(folder: RunFolder, config: MoleculeConfig, console: Console) -> None:
+def _redraw(folder: RunFolder, config: MoleculeConfig, console: Console) -> None:
     """`feynkac report`: pictures and report again, from ``weights.npz``.
 
     Raises:
         UserError: the run is not complete, or its arrays are missing.
     """
-    folder.results()
     place = folder.path / "weights.npz"
     if not place.is_file():
         raise UserError(f"{place}: missing, although the run is complete")
@@ -98,6 +52,11 @@ class MoleculeJob:
     """What a config stands for, built and checked before any folder is made."""
 
     molecule: Molecule
+
+    @property
+    def config(self) -> MoleculeConfig:
+        """Settled."""
+        return self.molecule.config
 
     @property
     def units(self) -> dict[str, int]:
@@ -189,3 +148,21 @@ def _write_surfaces(stage: Path, outcome: Outcome) -> None:
         place = stage if way == "corrected" else stage / way
         place.mkdir(exist_ok=True)
         write_tables(place, analysis)
+
+
+def _headline(job: MoleculeJob) -> str:
+    config, s = job.config, job.config.sampling
+    return (
+        f"{config.model_temperature:g} K to {config.system.temperature:g} K, exponent {config.exponent:g}; "
+        f"{s.populations} x {s.particles:,} particles"
+    )
+
+
+KIND = JobKind(
+    config=MoleculeConfig,
+    building="loading model and force field",
+    build=lambda config, folder: MoleculeJob(Molecule.build(config)),
+    inputs=input_files,
+    headline=_headline,
+    redraw=_redraw,
+)

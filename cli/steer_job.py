@@ -18,6 +18,7 @@ from ..steering import Control, Run, SteeringError, attach
 from ..steering.rewards import RewardError, WrongLength
 from .errors import UserError
 from .job import show
+from .kinds import JobKind
 from .paths import resolve
 from .report.steer_page import write_steer_report
 from .results import as_json
@@ -31,7 +32,7 @@ from .steer_samples import middle_frames, output_samples, write_samples
 from .steer_state import as_one_population, from_state, join_runs, to_state
 from .steer_units import Unit, conditions, units
 
-__all__ = ["SteerJob", "redraw_steering", "steer_inputs"]
+__all__ = ["KIND", "SteerJob", "steer_inputs"]
 
 _HASHED = 256 * 2**20
 """Files of a model above this many bytes are not hashed: reading them would take longer than many a run."""
@@ -172,9 +173,8 @@ def _trajectory(folder: RunFolder, unit: Unit) -> Path:
 # --- results --------------------------------------------------------------------------------------------------------
 
 
-def redraw_steering(folder: RunFolder, config: SteerConfig, console: Console) -> None:
+def _redraw(folder: RunFolder, config: SteerConfig, console: Console) -> None:
     """Draw pictures and report of a finished job again, from its units' states and samples."""
-    folder.results()
     results, notes = _results(folder, config)
     pictures = _write(folder, config, results, notes, first=False)
     show(console, folder, numbers(results), notes, pictures)
@@ -211,3 +211,18 @@ def _write(
             numbers=found,
             warnings=notes,
         )
+
+
+def _headline(job: SteerJob) -> str:
+    count, particles = len(units(job.config)), job.config.steering.particles
+    return f"{count} populations of {particles} particles" if count > 1 else f"{particles} particles"
+
+
+KIND = JobKind(
+    config=SteerConfig,
+    building="loading the pipeline",
+    build=lambda config, folder: SteerJob.build(config),
+    inputs=steer_inputs,
+    headline=_headline,
+    redraw=_redraw,
+)

@@ -18,13 +18,14 @@ from ..flows.training import Frames, Phase, TrainingProgress, fit
 from ..molecular.dynamics import Ensemble, EnsembleSettings, sample_ensemble
 from ..molecular.energies import Energy
 from ..molecular.systems import MolecularSystem
-from .build import build_energy, build_system
+from .build import build_energy, with_system
 from .diffusion_train_config import DiffusionTrainConfig
+from .kinds import JobKind
 from .paths import resolve
 from .run_folder import RunFolder
 from .train_config import TrainConfig
 
-__all__ = ["TrainingJob", "training_inputs"]
+__all__ = ["KIND", "TrainingJob", "training_inputs"]
 
 _CHUNK = 20_000
 """Frames turned into internal coordinates at a time."""
@@ -47,9 +48,8 @@ class TrainingJob:
     energy: Energy
 
     @classmethod
-    def build(cls, config: TrainConfig, system: MolecularSystem | None = None) -> TrainingJob:
+    def build(cls, config: TrainConfig, system: MolecularSystem) -> TrainingJob:
         """Build system and energy. Raises what these raise."""
-        system = build_system(config.system) if system is None else system
         return cls(config, system, build_energy(config.energy, system, config.system.temperature))
 
     def execute(self, folder: RunFolder, console: Console) -> None:
@@ -184,3 +184,12 @@ def _show(console: Console, folder: RunFolder, card: dict[str, Any]) -> None:
     for key, value in card.get("quality", {}).items():
         console.print(Text(f"  {key:<12} {value}"), soft_wrap=True)
     console.print(Text(f"  checkpoint   {folder.path / 'flow'}"), soft_wrap=True)
+
+
+KIND = JobKind(
+    config=TrainConfig,
+    building="building system and energy",
+    build=lambda config, folder: TrainingJob.build(*with_system(config)),
+    inputs=training_inputs,
+    headline=lambda job: "training",
+)

@@ -26,11 +26,12 @@ from ..steering.learned.quality import binned
 from ..steering.rewards import Reward, load_reward
 from ..steering.rewards.calls import reward_name
 from .errors import UserError
+from .kinds import JobKind
 from .paths import resolve
 from .run_folder import RunFolder
 from .value_config import ValueConfig
 
-__all__ = ["ValueJob", "value_inputs"]
+__all__ = ["KIND", "ValueJob", "value_inputs"]
 
 _SHIPPED = "data:"
 
@@ -171,3 +172,12 @@ def _show(console: Console, folder: RunFolder, card: dict[str, Any]) -> None:
         figures = [f"{key} {level[key]:.3f}" for key in ("explained", "correlation", "bias") if level[key] is not None]
         console.print(Text(f"  {name:<7} move {level['move']}: {', '.join(figures)}"), soft_wrap=True)
     console.print(Text(f"  value   {folder.path / 'value'}"), soft_wrap=True)
+
+
+KIND = JobKind(
+    config=ValueConfig,
+    building="loading pipeline and reward",
+    build=lambda config, folder: ValueJob.build(config),
+    inputs=value_inputs,
+    headline=lambda job: f"{job.config.rollouts.count:,} rollouts",
+)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.text import Text
 from torch import Tensor
 
 from ...fkc.bias import RepulsionBias
@@ -17,11 +16,9 @@ from ...molecular.io import bias_grid, read_weights, write_grid, write_trajector
 from ...molecular.io import write_weights as save_arrays
 from ..errors import UserError
 from ..job import collected_warnings, show, write_tables
-from ..paths import default_run_folder
-from ..progress import resumable
+from ..kinds import JobKind
 from ..results import as_json
 from ..run_folder import RunFolder
-from ..validation import load_config
 from .build import Setup, input_files
 from .config import MetadynamicsConfig
 from .journal import Journal
@@ -30,64 +27,20 @@ from .page import write_biased_report
 from .progress import biasing_progress
 from .results import Outcome, outcome_of
 
-__all__ = ["JOB", "BiasedJob", "redraw_biased", "resume_biased", "run_biased"]
-
-JOB = "metadynamics"
-"""``job:`` of the configs."""
+__all__ = ["KIND", "BiasedJob"]
 
 _FRAMES = "frames.positions"
 _BIAS = "bias"
 """Folder of the frozen bias in a finished run."""
 
 
-# --- the commands -----------------------------------------------------------------------------------------------------
-
-
-def run_biased(console: Console, config: MetadynamicsConfig, output: Path | None) -> None:
-    """`feynkac run` for biased dynamics.
-
-    Raises:
-        UserError: for any problem of the config; before any folder is made.
-        FileExistsError: if the output exists.
-    """
-    path = default_run_folder(config.name) if output is None else output
-    RunFolder.refuse_existing(path)
-    with console.status("building system, energy and bias"):
-        job = BiasedJob(Setup.build(config))
-    folder = RunFolder.create(path, job.setup.config, input_files(config))
-    s = job.setup.settings
-    text = (
-        f"{config.name}: {s.walkers:,} walkers along {', '.join(job.setup.bias.names)}; {s.fill_ps:g} ps of filling, "
-        f"{s.burn_in_ps:g} + {s.production_ps:g} ps under the frozen bias, into {path}"
-    )
-    console.print(Text(text), soft_wrap=True)
-    with resumable(console, path):
-        job.execute(folder, console)
-
-
-def resume_biased(console: Console, folder: RunFolder) -> None:
-    """`feynkac resume` for biased dynamics.
-
-    Raises:
-        UserError: its inputs have changed, or one of its files was altered.
-        CheckpointError: a checkpoint is damaged.
-    """
-    config = load_config(folder.config, MetadynamicsConfig)
-    folder.check_inputs(input_files(config))
-    with console.status("building system, energy and bias"):
-        job = BiasedJob(Setup.build(config))
-    with resumable(console, folder.path):
-        job.execute(folder, console)
-
-
-def redraw_biased(folder: RunFolder, config: MetadynamicsConfig, console: Console) -> None:
+def _redraw(folder: RunFolder, config: MetadynamicsConfig, console: Console) -> None:
     """`feynkac report`: numbers, pictures and report again, from ``weights.npz`` and the bias.
 
     Raises:
         UserError: the run is not complete, or a file is missing.
         CheckpointError: the bias is damaged.
     """
-    folder.results()
     place = folder.path / "weights.npz"
     if not place.is_file():
         raise UserError(f"{place}: missing, although the run is complete")
@@ -106,6 +59,11 @@ class BiasedJob:
     """What a config stands for, built and checked before any folder is made."""
 
     setup: Setup
+
+    @property
+    def config(self) -> MetadynamicsConfig:
+        """Settled."""
+        return self.setup.config
 
     def execute(self, folder: RunFolder, console: Console) -> None:
         """Run what is not done yet, then write every result, and print the numbers."""
@@ -186,3 +144,21 @@ def _write_data(stage: Path, outcome: Outcome, positions: Tensor) -> None:
     if outcome.bias.grid_axes is not None:
         grid = bias_grid(outcome.bias, label=outcome.setup.label)
         write_grid(stage / "bias.dat", grid.axes, grid.columns)
+
+
+def _headline(job: BiasedJob) -> str:
+    s = job.setup.settings
+    return (
+        f"{s.walkers:,} walkers along {', '.join(job.setup.bias.names)}; {s.fill_ps:g} ps of filling, "
+        f"{s.burn_in_ps:g} + {s.production_ps:g} ps under the frozen bias,"
+    )
+
+
+KIND = JobKind(
+    config=MetadynamicsConfig,
+    building="building system, energy and bias",
+    build=lambda config, folder: BiasedJob(Setup.build(config)),
+    inputs=input_files,
+    headline=_headline,
+    redraw=_redraw,
+)

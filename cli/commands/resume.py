@@ -8,15 +8,9 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from ..config import RunConfig
 from ..errors import UserError
-from ..job import FreeEnergyJob, input_files
+from ..kinds import asked_for
 from ..run_folder import RunFolder, provenance
-from ..train_config import TrainConfig
-from ..training_job import TrainingJob, training_inputs
-from ..validation import load_config
-from ..yaml_lines import load_yaml
-from .train import DIFFUSION_JOB, VALUE_JOB, resume_diffusion, resume_value
 
 __all__ = ["resume"]
 
@@ -32,57 +26,7 @@ def resume(console: Console, path: Path) -> None:
     if folder.complete:
         raise UserError(f"{path}: the run is complete; to draw it again: feynkac report {path}")
     _as_at_the_start(console, folder)
-    kind = load_yaml(folder.config).data.get("job")
-    if kind == "steer":
-        _resume_steering(console, folder)
-        return
-    if kind == "corrected":
-        from ..corrected_job import resume_corrected
-
-        resume_corrected(console, folder)
-        return
-    if kind == "annealed_molecule":
-        from ..molecule_job import resume_molecule
-
-        resume_molecule(console, folder)
-        return
-    if kind == "metadynamics":
-        from ..biased.job import resume_biased
-
-        resume_biased(console, folder)
-        return
-    if kind == "repelled":
-        from ..repelled.job import resume_repelled
-
-        resume_repelled(console, folder)
-        return
-    if kind == VALUE_JOB:
-        resume_value(console, folder)
-        return
-    if kind == DIFFUSION_JOB:
-        resume_diffusion(console, folder)
-        return
-    if kind == "train":
-        training = load_config(folder.config, TrainConfig)
-        folder.check_inputs(training_inputs(training))
-        TrainingJob.build(training).execute(folder, console)
-        return
-    config = load_config(folder.config, RunConfig)
-    folder.check_inputs(input_files(config))
-    with console.status("building system, energy and proposal"):
-        job = FreeEnergyJob.build(config)
-    job.execute(folder, console)
-
-
-def _resume_steering(console: Console, folder: RunFolder) -> None:
-    from ..steer_config import SteerConfig
-    from ..steer_job import SteerJob, steer_inputs
-
-    config = load_config(folder.config, SteerConfig)
-    folder.check_inputs(steer_inputs(config))
-    with console.status("loading the pipeline"):
-        job = SteerJob.build(config)
-    job.execute(folder, console)
+    asked_for(folder.config).resume(console, folder)
 
 
 def _as_at_the_start(console: Console, folder: RunFolder) -> None:

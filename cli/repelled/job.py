@@ -6,10 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
 from ...fkc.checkpoint import exists, load_state, save_state
 from ...fkc.errors import PopulationCollapsed
@@ -19,12 +17,10 @@ from ...steering.repel import Batch, repelled_batches
 from ...steering.rewards import RewardError, WrongLength
 from ..errors import UserError
 from ..job import collected_warnings, show
-from ..paths import default_run_folder
-from ..progress import resumable
+from ..kinds import JobKind
 from ..results import as_json
 from ..run_folder import RunFolder
 from ..steer_progress import keep_finished
-from ..validation import load_config
 from .build import Plane, Sampler, repelled_inputs
 from .config import RepelledConfig
 from .page import write_repelled_report
@@ -32,57 +28,15 @@ from .progress import BatchBar, batches_shown
 from .results import Batches, Outcome, numbers, warnings_of
 from .states import batches_of, bias_in, metrics_of, state_of, write_data
 
-__all__ = ["JOB", "RepelledJob", "redraw_repelled", "resume_repelled", "run_repelled"]
-
-JOB = "repelled"
-"""``job:`` of the configs."""
+__all__ = ["KIND", "RepelledJob"]
 
 _PLANE = "plane"
 
 _PLAIN = 2**30  # draws to compare with have noise of their own, so that differences have their errors
 
 
-# --- the commands ---------------------------------------------------------------------------------------------------
-
-
-def run_repelled(console: Console, config: RepelledConfig, output: Path | None) -> None:
-    """`feynkac run` for a repelled config.
-
-    Raises:
-        UserError: for any problem of the config; before any folder is made.
-        FileExistsError: if the output exists.
-    """
-    path = default_run_folder(config.name) if output is None else output
-    RunFolder.refuse_existing(path)
-    with console.status("loading pipeline and classifier"):
-        job = RepelledJob(Sampler.build(config))
-    folder = RunFolder.create(path, job.sampler.config, repelled_inputs(config))
-    s = config.sampling
-    text = (
-        f"{config.name}: {s.batches} + {s.frozen} batches of {s.populations} x {config.steering.particles} into {path}"
-    )
-    console.print(Text(text), soft_wrap=True)
-    with resumable(console, path):
-        job.execute(folder, console)
-
-
-def resume_repelled(console: Console, folder: RunFolder) -> None:
-    """`feynkac resume` for a repelled run.
-
-    Raises:
-        UserError: its model or classifier has changed.
-        CheckpointError: a file is damaged.
-    """
-    config = load_config(folder.config, RepelledConfig)
-    folder.check_inputs(repelled_inputs(config))
-    with console.status("loading pipeline and classifier"):
-        job = RepelledJob(Sampler.build(config))
-    job.execute(folder, console)
-
-
-def redraw_repelled(folder: RunFolder, config: RepelledConfig, console: Console) -> None:
+def _redraw(folder: RunFolder, config: RepelledConfig, console: Console) -> None:
     """`feynkac report`: pictures and report again, from the checkpoints of the finished run."""
-    folder.results()
     with console.status("loading pipeline and classifier"):
         job = RepelledJob(Sampler.build(config))
     job.conclude(folder, console, first=False)
@@ -220,3 +174,18 @@ def _refusals_named(way: str) -> Iterator[None]:
         yield
     except (SteeringError, RewardError, WrongLength, PopulationCollapsed) as error:
         raise UserError(f"{way}: {error}") from error
+
+
+def _headline(job: RepelledJob) -> str:
+    s = job.config.sampling
+    return f"{s.batches} + {s.frozen} batches of {s.populations} x {job.config.steering.particles}"
+
+
+KIND = JobKind(
+    config=RepelledConfig,
+    building="loading pipeline and classifier",
+    build=lambda config, folder: RepelledJob(Sampler.build(config)),
+    inputs=repelled_inputs,
+    headline=_headline,
+    redraw=_redraw,
+)

@@ -230,7 +230,7 @@ def test_a_killed_run_resumes_to_the_same_bits(workplace, chunks):
 def test_existing_folders_are_refused_before_any_work(workplace, monkeypatch):
     (workplace / "out").mkdir()
     (workplace / "out" / "mine").write_text("mine")
-    monkeypatch.setattr("feynkac.cli.commands.run.build_system", lambda config: pytest.fail("work was done"))
+    monkeypatch.setattr("feynkac.cli.build.build_system", lambda config: pytest.fail("work was done"))
     assert "out exists already" in complaint("run", "config.yaml", "-o", "out")
     assert [p.name for p in (workplace / "out").iterdir()] == ["mine"]
 

@@ -17,11 +17,9 @@ pytest.importorskip("diffusers")
 from PIL import Image
 
 from feynkac.cli import steer_build
+from feynkac.cli.kinds import job_kind
 from feynkac.cli.main import app
 from feynkac.cli.run_folder import RunFolder
-from feynkac.cli.steer_config import SteerConfig
-from feynkac.cli.steer_job import redraw_steering
-from feynkac.cli.validation import load_config
 
 from ..steering.zoo import row
 
@@ -206,7 +204,7 @@ def test_a_report_is_drawn_again(workplace):
     for name in ("report.html", "run_label-3.png"):
         (out / name).unlink()
     folder = RunFolder.open(out)
-    redraw_steering(folder, load_config(folder.config, SteerConfig), Console(quiet=True))
+    job_kind("steer").report(Console(quiet=True), folder)
     assert {p.name: p.read_bytes() for p in out.glob("*.*")} == before
 
 

@@ -13,9 +13,9 @@ pytest.importorskip("openmm")
 pytest.importorskip("diffusers")
 
 from feynkac.cli import diffusion_train_job
-from feynkac.cli.commands.train import resume_diffusion
 from feynkac.cli.diffusion_train_config import DiffusionTrainConfig
 from feynkac.cli.errors import UserError
+from feynkac.cli.kinds import job_kind
 from feynkac.cli.main import app
 from feynkac.cli.paths import resolve
 from feynkac.cli.run_folder import RunFolder
@@ -128,7 +128,7 @@ def test_a_changed_molecule_is_noticed(workplace):
     folder = RunFolder.create(workplace / "run", config, training_inputs(config))
     (workplace / "own.pdb").write_text("END\n")
     with pytest.raises(UserError, match=r"system\.pdb changed"):
-        resume_diffusion(Console(quiet=True), folder)
+        job_kind("train_diffusion").resume(Console(quiet=True), folder)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 pytest.importorskip("diffusers")
 
-from feynkac.cli.commands.train import resume_value
 from feynkac.cli.errors import UserError
+from feynkac.cli.kinds import job_kind
 from feynkac.cli.main import app
 from feynkac.cli.paths import resolve
 from feynkac.cli.run_folder import RunFolder
@@ -98,10 +98,10 @@ def test_a_value_is_trained_and_stopped_ones_end_with_the_same_bits(workplace, m
 
         patch.setattr(training.FitRun, "advance", stopping)
         with pytest.raises(Stop):
-            resume_value(Console(quiet=True), folder)
+            job_kind("train_value").resume(Console(quiet=True), folder)
     assert not folder.complete
     monkeypatch.setattr(collecting, "_call", lambda *a: pytest.fail("the rollouts were there"))
-    resume_value(Console(quiet=True), folder)
+    job_kind("train_value").resume(Console(quiet=True), folder)
     assert same(parameters(Path("stopped")), parameters(Path("whole")))
     assert folder.results()["training"]["quality"] == card["quality"]
     metrics = [json.loads(line) for line in Path("stopped/metrics.jsonl").read_text().splitlines()]
@@ -127,7 +127,7 @@ def test_a_changed_reward_is_noticed(workplace):
     folder.check_inputs(value_inputs(loaded))
     (workplace / "judge.txt").write_text("two")
     with pytest.raises(UserError, match=r"reward\.model changed"):
-        resume_value(Console(quiet=True), folder)
+        job_kind("train_value").resume(Console(quiet=True), folder)
 
 
 @pytest.mark.parametrize(
