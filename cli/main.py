@@ -55,7 +55,8 @@ def _options(
 @app.command()
 @explained
 def run(config: Config, output: Output = None, overrides: Overrides = None) -> None:
-    """Run a job: free energies, a molecule's model at another temperature, or laws annealed and multiplied."""
+    """Run a job: free energies from draws or from biased walkers, a model at another temperature, laws annealed and
+    multiplied, a pipeline repelled from its own samples."""
     from .commands.run import run as command
 
     command(_console(), config, output, overrides or [])
