@@ -102,7 +102,7 @@ class RepulsionBias(ABC):
         kT: float,
         bias_factor: float,
         height: float,
-        grid: Sequence[GridAxis] | None = None,
+        grid: Sequence[GridAxis | None] | None = None,
         shape: str = "gaussian",
         compression: float | None = None,
     ) -> WellTemperedBias:
@@ -123,7 +123,7 @@ class RepulsionBias(ABC):
         explore: bool = False,
         compression: float = 1.0,
         adaptive_width: bool = True,
-        grid: Sequence[GridAxis] | None = None,
+        grid: Sequence[GridAxis | None] | None = None,
     ) -> OpesBias:
         """A kernel density estimate turned into a bias; see :class:`OpesBias`."""
         from .opes import OpesBias

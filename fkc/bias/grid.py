@@ -66,6 +66,23 @@ class GridAxis:
         bins = math.ceil((upper - lower) * nodes_a_width / variable.sigma - 1e-9)
         return cls(lower, upper, max(4, bins), variable.period is not None)
 
+    @classmethod
+    def complete(
+        cls,
+        axes: Sequence[GridAxis | None],
+        variables: Sequence[BiasVariable],
+        nodes_a_width: int,
+    ) -> list[GridAxis]:
+        """One axis a variable: None stands for the whole circle of a periodic one, finely enough resolved.
+
+        Raises:
+            ValueError: another number of axes, or None for an open variable.
+        """
+        if len(axes) != len(variables):
+            raise ValueError(f"grid: {len(axes)} axes for {len(variables)} variables")
+        pairs = zip(axes, variables, strict=True)
+        return [cls.fine_enough(v, nodes_a_width=nodes_a_width) if axis is None else axis for axis, v in pairs]
+
     @property
     def spacing(self) -> float:
         """Between nodes."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .base import RepulsionBias
-from .grid import Grid, GridAxis
+from .grid import Grid, GridAxis, n_nodes
 from .kernels import Hills, Kernels, merged
 from .shapes import Shape
 from .variables import WIDTHS_A_PERIOD, BiasVariable, check_variables
@@ -39,6 +39,7 @@ _FEWEST_NODES = 2.5
 _HIGHEST = 500.0
 """kT: weights of the first samples are exp(-barrier/kT)."""
 _PROBES = 16_384
+_MOST_NODES = 3_000_000
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class OpesBias(RepulsionBias):
         explore: bool = False,
         compression: float = 1.0,
         adaptive_width: bool = True,
-        grid: Sequence[GridAxis] | None = None,
+        grid: Sequence[GridAxis | None] | None = None,
     ) -> Self:
         """A bias without kernels: -barrier everywhere.
 
@@ -109,8 +110,8 @@ class OpesBias(RepulsionBias):
             explore: estimate the biased density: faster to explore, slower to converge.
             compression: in widths.
             adaptive_width: let widths shrink.
-            grid: an axis a variable, up to three, of at least five nodes a width. Without one, up to two variables on
-                circles get a grid of ten.
+            grid: an axis a variable, up to three, of at least five nodes a width, three million in all; None for a
+                whole circle. Without one, up to two variables on circles get a grid of ten.
 
         Raises:
             ValueError: naming what does not fit.
@@ -130,7 +131,13 @@ class OpesBias(RepulsionBias):
         if grid is not None and len(chosen) > 3:
             raise ValueError(f"grid: {len(chosen)} variables, expected at most 3; leave the grid out")
         if grid is None and len(chosen) <= 2 and all(variable.period is not None for variable in chosen):
-            grid = [GridAxis.fine_enough(variable, nodes_a_width=_NODES_A_WIDTH) for variable in chosen]
+            grid = [None] * len(chosen)
+        axes = None if grid is None else GridAxis.complete(grid, chosen, _NODES_A_WIDTH)
+        if axes is not None and n_nodes(axes) > _MOST_NODES:
+            raise ValueError(
+                f"grid: {n_nodes(axes):,} nodes, expected at most {_MOST_NODES:,}: V is tabulated after every deposit; "
+                "use fewer bins, or no grid"
+            )
         none = Kernels.none(len(chosen))
         empty = cls(
             variables=chosen,
@@ -145,7 +152,7 @@ class OpesBias(RepulsionBias):
         )
         first = empty.epsilon**empty.prefactor
         started = replace(empty, sums=OpesSums(1, first, first * first))
-        return started if grid is None else replace(started, grid=_empty(grid, chosen).filled(-barrier))
+        return started if axes is None else replace(started, grid=_empty(axes, chosen).filled(-barrier))
 
     @property
     def prefactor(self) -> float:

@@ -29,7 +29,7 @@ __all__ = ["WellTemperedBias", "tiwary_parrinello"]
 _GRID_DIMENSIONS = 3
 _COMPRESSION = 0.5
 _MOST_DEFAULT_NODES = 3_000_000
-_NODES_A_WIDTH = 2.0
+_NODES_A_WIDTH, _DEFAULT_NODES_A_WIDTH = 2.0, 5
 _SETTINGS = ("height", "shape", "compression", "narrowest")
 
 
@@ -82,7 +82,7 @@ class WellTemperedBias(RepulsionBias):
         kT: float,
         bias_factor: float,
         height: float,
-        grid: Sequence[GridAxis] | None = None,
+        grid: Sequence[GridAxis | None] | None = None,
         shape: str = "gaussian",
         compression: float | None = None,
     ) -> Self:
@@ -93,8 +93,9 @@ class WellTemperedBias(RepulsionBias):
             kT: thermal energy; energies are in its unit.
             bias_factor: gamma, above 1; inf for plain metadynamics.
             height: h, positive.
-            grid: an axis a variable, up to three. Without one, up to three variables on circles get a grid of five
-                nodes a width, unless that takes more than three million nodes; others keep kernels.
+            grid: an axis a variable, up to three; None among them for a whole circle. Without one, up to three
+                variables on circles get a grid of five nodes a width, unless that takes more than three million nodes;
+                others keep kernels.
             shape: ``gaussian``, or PLUMED's ``stretched-gaussian`` or ``truncated-gaussian``, which end at 3.5 widths.
             compression: merge kernels closer than so many widths; by default 0.5 for variables on circles too many or
                 too finely resolved for a grid, and for more than three, else never. Not with a grid.
@@ -114,10 +115,11 @@ class WellTemperedBias(RepulsionBias):
         small, around = len(chosen) <= _GRID_DIMENSIONS, all(v.period is not None for v in chosen)
         if grid is not None and not small:
             raise ValueError(f"grid: {len(chosen)} variables, expected at most {_GRID_DIMENSIONS}; leave the grid out")
+        axes = None if grid is None else GridAxis.complete(grid, chosen, _DEFAULT_NODES_A_WIDTH)
         if grid is None and compression is None and small and around:
-            axes = [GridAxis.fine_enough(variable) for variable in chosen]
-            grid = axes if n_nodes(axes) <= _MOST_DEFAULT_NODES else None
-        if grid is None and compression is None and (around or not small):
+            fine = GridAxis.complete([None] * len(chosen), chosen, _DEFAULT_NODES_A_WIDTH)
+            axes = fine if n_nodes(fine) <= _MOST_DEFAULT_NODES else None
+        if axes is None and compression is None and (around or not small):
             compression = _COMPRESSION
         return cls(
             variables=chosen,
@@ -125,7 +127,7 @@ class WellTemperedBias(RepulsionBias):
             bias_factor=bias_factor,
             height=height,
             shape=shape,
-            grid=None if grid is None else Grid.empty(grid, chosen, nodes_a_width=_NODES_A_WIDTH),
+            grid=None if axes is None else Grid.empty(axes, chosen, nodes_a_width=_NODES_A_WIDTH),
             narrowest=tuple(variable.sigma for variable in chosen),
             kernels=Kernels.none(len(chosen)),
             compression=compression,

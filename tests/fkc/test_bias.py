@@ -224,6 +224,19 @@ def test_the_stated_error_knows_of_the_far_side_of_the_circle(period_over_sigma)
     assert 0.2 * bias.interpolation_error < worst <= 1.05 * bias.interpolation_error
 
 
+def test_none_among_the_axes_is_the_whole_circle():
+    """Only an open variable needs its ends said."""
+    ends = GridAxis.fine_enough(DISTANCE, 0.2, 0.8)
+    bias = _well_tempered([PHI, DISTANCE], grid=[None, ends])
+    assert bias.grid_axes == (GridAxis.fine_enough(PHI), ends)
+    opes = _opes([PHI, DISTANCE], grid=[None, ends])
+    assert opes.grid_axes == (GridAxis.fine_enough(PHI, nodes_a_width=10), ends)
+    with pytest.raises(ValueError, match="d is open, so its axis needs"):
+        _well_tempered([PHI, DISTANCE], grid=[None, None])
+    with pytest.raises(ValueError, match="nodes, expected at most 3,000,000"):
+        _opes([PHI, PSI, DISTANCE], grid=[None, None, GridAxis(0.0, 1.0, 400)])
+
+
 def test_too_many_nodes_fall_back_on_merged_kernels():
     fine = [BiasVariable(f"x{i}", 0.1, 2 * math.pi) for i in range(3)]
     bias = _well_tempered(fine)

