@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, PlainSerializer
 __all__ = [
     "DIMENSIONS",
     "Dimension",
+    "Duration",
     "Energy",
     "Interval",
     "Length",
@@ -154,11 +155,12 @@ def parse_width(text: Any) -> Width:
     raise ValueError("expected a positive width such as '0.1 rad' or '0.02 nm' (units: rad, deg or nm, A, pm)")
 
 
-def _reader(name: str) -> Callable[[Any], float]:
+def _reader(name: str, *, zero: bool = False) -> Callable[[Any], float]:
     def read(text: Any) -> float:
         value = parse_quantity(text, DIMENSIONS[name])
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"must be positive; expected {DIMENSIONS[name].expectation}")
+        if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
+            wanted = "not be negative" if zero else "be positive"
+            raise ValueError(f"must {wanted}; expected {DIMENSIONS[name].expectation}")
         return value
 
     return read
@@ -171,6 +173,8 @@ def _writer(name: str) -> PlainSerializer:
 Temperature = Annotated[float, BeforeValidator(_reader("temperature")), _writer("temperature")]
 Length = Annotated[float, BeforeValidator(_reader("length")), _writer("length")]
 Time = Annotated[float, BeforeValidator(_reader("time")), _writer("time")]
+Duration = Annotated[float, BeforeValidator(_reader("time", zero=True)), _writer("time")]
+"""A time that may be zero."""
 Rate = Annotated[float, BeforeValidator(_reader("rate")), _writer("rate")]
 Energy = Annotated[float, BeforeValidator(_reader("energy")), _writer("energy")]
 Mass = Annotated[float, BeforeValidator(_reader("mass")), _writer("mass")]

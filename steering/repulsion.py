@@ -41,8 +41,10 @@ class Repulsion:
         bias: V, of d variables. One without hills asks nothing on the way.
         features: xi; such as a :class:`feynkac.steering.projection.Projection` of an embedding. Differentiable for
             ``gradient``.
-        on: what features are given: ``"images"``, decoded as the pipeline does; ``"latents"``: x0-hat itself;
-            ``"tokens"``.
+        on: what features are given: ``"images"``, decoded as the pipeline does: a list of PIL images (for videos: of
+            lists of frames), whatever the call's ``output_type``, and for the ``gradient`` a tensor (rows, C, H, W)
+            of nominally [0, 1] with a graph (features then meet both); with ``decode=`` in the call what it returns;
+            ``"latents"``: x0-hat itself, a tensor; ``"tokens"``: a tensor of them.
         potential, when, value, lag, gradient, chunk_size: as for :class:`feynkac.steering.FKSteering`, of which this is
             the case of reward -V(xi)/kT at scale 1.
     """

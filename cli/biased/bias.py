@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ...fkc.bias import BiasVariable, GridAxis, RepulsionBias, WellTemperedBias
+from ...fkc.bias.grid import n_nodes
 from ...molecular.cvs import CollectiveVariable
 from ...molecular.io import hills_of, opes_bias_of, read_hills, read_opes_state
 from ..errors import UserError
 from ..paths import resolve
 from .config import NEEDS_RANGE, MetadynamicsConfig
 
-__all__ = ["build_bias", "rct_points"]
+__all__ = ["asked_nodes", "build_bias", "rct_points"]
 
 _NODES_A_WIDTH = {"well_tempered": 5, "opes": 10}
+_MOST_NODES = 3_000_000
+"""Of a grid: its values, the coefficients of its spline and a copy in every checkpoint are 24 MB each."""
 _RCT_POINTS = 4096
 """On which c(t) is computed where there are too many variables for a grid: a Sobol sequence."""
 
@@ -40,7 +43,7 @@ def build_bias(config: MetadynamicsConfig, named: Mapping[str, CollectiveVariabl
         variables = [
             BiasVariable(name, v.sigma.value, named[name].period, named[name].unit) for name, v in b.variables.items()
         ]
-        grid = _grid(config, variables)
+        grid = _affordable(config, _grid(config, variables))
         if b.kind == "opes":
             empty: RepulsionBias = RepulsionBias.opes(
                 variables,
@@ -62,15 +65,21 @@ def build_bias(config: MetadynamicsConfig, named: Mapping[str, CollectiveVariabl
                 compression=b.compression,
                 grid=grid,
             )
+    except UserError:  # has its place in it
+        raise
     except ValueError as error:
         raise UserError(f"bias: {error}") from error
     return _started(config, empty) if b.start_from else empty
 
 
-def _grid(config: MetadynamicsConfig, variables: list[BiasVariable]) -> list[GridAxis] | None:
+def _asks_for_grid(config: MetadynamicsConfig) -> bool:
+    return any(v.range is not None or v.bins is not None for v in config.bias.variables.values())
+
+
+def _grid(config: MetadynamicsConfig, variables: Sequence[BiasVariable]) -> list[GridAxis] | None:
     """The axes that the config asks for; None leaves the choice to the bias."""
     sections = config.bias.variables
-    if all(section.range is None and section.bins is None for section in sections.values()):
+    if not _asks_for_grid(config):
         if config.bias.on_a_grid:
             _need_ends(variables)
         return None
@@ -88,7 +97,26 @@ def _grid(config: MetadynamicsConfig, variables: list[BiasVariable]) -> list[Gri
     return axes
 
 
-def _need_ends(variables: list[BiasVariable]) -> None:
+def asked_nodes(config: MetadynamicsConfig, variables: Sequence[BiasVariable]) -> int:
+    """Nodes of the grid that the config asks for; 0 where it leaves the choice to the bias."""
+    axes = _grid(config, variables) if _asks_for_grid(config) else None
+    return 0 if axes is None else n_nodes(axes)
+
+
+def _affordable(config: MetadynamicsConfig, axes: list[GridAxis] | None) -> list[GridAxis] | None:
+    """The grid, or none where kernels of OPES are summed instead."""
+    if axes is None or n_nodes(axes) <= _MOST_NODES:
+        return axes
+    if config.bias.kind == "opes":
+        return None
+    raise UserError(
+        f"bias.variables: the grid of the bias would have {n_nodes(axes):,} nodes, at most {_MOST_NODES:,} are "
+        "possible: choose wider sigma, shorter ranges or fewer bins, or set bias.compression and leave out the ranges "
+        "and bins of bias.variables, for kernels without a grid"
+    )
+
+
+def _need_ends(variables: Sequence[BiasVariable]) -> None:
     for variable in variables:
         if variable.period is None:
             raise UserError(f"bias.variables.{variable.name}: {NEEDS_RANGE}")
@@ -129,6 +157,7 @@ def _started(config: MetadynamicsConfig, empty: RepulsionBias) -> RepulsionBias:
             empty.variables,
             kT=empty.kT,
             adaptive_width=config.bias.adaptive_width is not False,
+            grid=empty.grid_axes,
         )
     except ValueError as error:
         raise UserError(f"bias.start_from: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from ..config import (
     AnalysisConfig,
@@ -20,10 +21,10 @@ from ..config import (
     SystemConfig,
     VariableName,
 )
-from ..quantities import Energy, Mass, Rate, Temperature, Time, Width
+from ..quantities import Duration, Energy, Mass, Rate, Temperature, Time, Width
 from ..variable_config import IntervalText, VariableConfig, WidthText, wrong_units
 from ..variable_options import parse_amount
-from .problems import Loc, complain, missing, moved, problem
+from .problems import Loc, complain, far_region, missing, moved, problem, wide_sigmas
 
 __all__ = [
     "NEEDS_RANGE",
@@ -130,7 +131,7 @@ class RestraintConfig(Section):
 
 class DynamicsConfig(Section):
     """Walkers and how long they go: ``melt`` hot and without bias, ``fill`` while the bias grows, then under the frozen
-    bias ``burn_in``, which is dropped, and ``production``.
+    bias ``burn_in``, which is dropped, and ``production``; the first three may be zero.
 
     ``pace``: steps between deposits; ``record``: time between records; ``frames``: how many structures are kept.
     """
@@ -140,10 +141,10 @@ class DynamicsConfig(Section):
     friction: Rate
     mass: Mass = 12.0
     pace: Positive = 50
-    melt: Time | None = None
+    melt: Duration | None = None
     melt_temperature: Temperature = 600.0
-    fill: Time
-    burn_in: Time
+    fill: Duration
+    burn_in: Duration
     production: Time
     record: Time
     frames: Positive = 1000
@@ -156,7 +157,7 @@ class DynamicsConfig(Section):
         elif self.production < _FEWEST_RECORDS * self.record:
             text = f"holds fewer than {_FEWEST_RECORDS} records of {self.record:g} ps: too few to judge convergence"
             problems.append(problem(("production",), text))
-        if self.fill < self.pace * self.time_step:
+        if 0.0 < self.fill < self.pace * self.time_step:
             text = f"ends before the first deposit, after {self.pace * self.time_step:g} ps"
             problems.append(problem(("fill",), text))
         complain(problems)
@@ -209,6 +210,7 @@ class MetadynamicsConfig(Section):
         wrong = wrong_units(self.variables, self._quantities())
         if wrong is not None:
             raise wrong
+        complain([*wide_sigmas(self.sigma_shares()), *self._far_region()])
         if self.system.constraints != "none":
             complain([problem(("system", "constraints"), "must be none: the walkers move every bond")])
         _ = self.request
@@ -226,6 +228,23 @@ class MetadynamicsConfig(Section):
             return AnalysisConfig(variables=self.variables, **parts)
         except ValidationError as error:
             raise moved(error, lambda at: at if at[:1] == ("variables",) else ("analysis", *at)) from error
+
+    def sigma_shares(self) -> dict[str, float]:
+        """Each sigma over the length of its variable's range, for biased variables that have one."""
+        found = {}
+        for name, biased in self.bias.variables.items():
+            span = biased.range or self.variables[name].range
+            if span is not None and span.upper > span.lower:
+                found[name] = biased.sigma.value / (span.upper - span.lower)
+        return found
+
+    def _far_region(self) -> list[InitErrorDetails]:
+        wanted = self.analysis.difference
+        if wanted is None or wanted.variable not in self.variables or self.variables[wanted.variable].periodic:
+            return []
+        biased = self.bias.variables.get(wanted.variable)
+        spans = (self.variables[wanted.variable].range, None if biased is None else biased.range)
+        return far_region(("analysis", "difference", "region"), wanted.variable, wanted.region, spans)
 
     def _quantities(self) -> list[tuple[Loc, str, Any]]:
         found: list[tuple[Loc, str, Any]] = []

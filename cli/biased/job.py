@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ...fkc.bias import RepulsionBias
+from ...fkc.bias.grid import n_nodes
 from ...fkc.checkpoint import load_state, save_state
 from ...molecular.dynamics import MetadynamicsState, WalkerExploded, follow, prepare
 from ...molecular.io import bias_grid, read_weights, write_grid, write_trajectory
@@ -29,6 +31,8 @@ from .results import Outcome, outcome_of
 
 __all__ = ["KIND", "BiasedJob"]
 
+_MOST_WRITTEN = 250_000
+"""Nodes of a grid that is written as text."""
 _FRAMES = "frames.positions"
 _BIAS = "bias"
 """Folder of the frozen bias in a finished run."""
@@ -83,8 +87,7 @@ class BiasedJob:
             with biasing_progress(console, setup.settings) as shown:
                 state = journal.state
                 if state is None:
-                    start = setup.system.positions
-                    state = prepare(setup.method, start, setup.settings, generator, progress=shown.melting)
+                    state = self._prepared(generator, shown.melting)
                 for staged in follow(setup.method, setup.settings, generator, state):
                     state = staged.state
                     journal.add(staged)
@@ -94,6 +97,14 @@ class BiasedJob:
             raise UserError(f"dynamics: {error}") from error
         journal.save(state, generator)
         return journal, state
+
+    def _prepared(self, generator: torch.Generator, progress: Callable[[str, int, int], None]) -> MetadynamicsState:
+        """Walkers at the structure of the config, relaxed and melted."""
+        setup = self.setup
+        try:
+            return prepare(setup.method, setup.system.positions, setup.settings, generator, progress=progress)
+        except ValueError as error:
+            raise UserError(f"system.pdb: {error}") from error
 
 
 def _with_counts(setup: Setup, journal: Journal, state: MetadynamicsState) -> dict[str, Tensor]:
@@ -141,7 +152,8 @@ def _write_data(stage: Path, outcome: Outcome, positions: Tensor) -> None:
     save_arrays(stage / "weights.npz", outcome.arrays)
     write_tables(stage, outcome)
     save_state(stage / _BIAS, outcome.bias.state_dict(), {})
-    if outcome.bias.grid_axes is not None:
+    axes = outcome.bias.grid_axes
+    if axes is not None and n_nodes(axes) <= _MOST_WRITTEN:
         grid = bias_grid(outcome.bias, label=outcome.setup.label)
         write_grid(stage / "bias.dat", grid.axes, grid.columns)
 

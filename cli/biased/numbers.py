@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,12 +12,21 @@ from ...fkc.bias import OpesBias
 from ...molecular.free_energy.difference import FEW_EFFECTIVE_SAMPLES
 from ..job import VARIABLE
 from ..results import KHAT_LIMIT, Number, region_text
+from .bias import asked_nodes
 from .results import Outcome
 from .watch import outside_grid
 
 __all__ = ["numbers", "warnings_of"]
 
 _APART = 2.0
+_FAR_FROM_REFERENCE = 3.0
+"""Combined errors."""
+_WORST_ERROR_KT = 1e4
+"""Larger errors are unknown: a bootstrap or an influence with next to no weight on one side."""
+_FORGETTING = 5.0
+"""Correlation times that a burn-in should last."""
+_WIDE_SIGMA = 0.25
+"""Of an open variable's range."""
 """Errors from walkers and from correlation that differ by this factor are worth a word."""
 
 
@@ -32,12 +42,13 @@ def _differences(outcome: Outcome) -> Iterator[Number]:
     region = region_text(request)
     name = f"ΔF of {region} against the rest"
     how = f"error from {_units(outcome)}"
-    yield Number("delta_f_kT", name, found.value, found.std_error, "kT", how)
-    yield Number("delta_f_kJ_mol", name, found.value_kJ_mol, found.std_error_kJ_mol, "kJ/mol")
-    known = outcome.setup.reference.get("delta_f_kT")
-    key = f"probability_{request.region.lower:g}_{request.variable}_{request.region.upper:g}"
-    if key in outcome.setup.reference and isinstance(known, dict):  # the reference's difference is that of this region
-        yield Number("reference.delta_f_kT", f"{name}, reference", known["value"], known.get("std_error"), "kT")
+    known = _reference(outcome)
+    clear = found.std_error <= _WORST_ERROR_KT
+    yield Number("delta_f_kT", name, found.value, found.std_error if clear else math.inf, "kT", how)
+    error_kJ_mol = found.std_error_kJ_mol if clear else math.inf
+    yield Number("delta_f_kJ_mol", name, found.value_kJ_mol, error_kJ_mol, "kJ/mol")
+    if known is not None:
+        yield Number("reference.delta_f_kT", f"{name}, reference", known[0], known[1], "kT")
     if outcome.from_bias is not None:
         remark = "no error bar; not an estimate to quote"
         yield Number("from_bias_kT", f"{name}, read off the bias", outcome.from_bias.value, None, "kT", remark)
@@ -48,6 +59,7 @@ def _differences(outcome: Outcome) -> Iterator[Number]:
 
 def _trust(outcome: Outcome) -> Iterator[Number]:
     steps, walkers = outcome.arrays["log_weights"].shape
+    records = int(torch.isfinite(outcome.arrays["log_weights"]).sum())
     share = f"{outcome.ess / (steps * walkers):.1%} of {steps:,} records of {walkers:,} walkers"
     yield Number("ess", "effective samples of the weights", round(outcome.ess, 1), remark=share)
     remark = f"above {KHAT_LIMIT}: do not trust these weights" if outcome.khat > KHAT_LIMIT else "below 0.7: reliable"
@@ -59,14 +71,17 @@ def _trust(outcome: Outcome) -> Iterator[Number]:
         record = outcome.setup.settings.record_steps * outcome.setup.settings.time_step
         tau, error = report.autocorrelation.tau * record, report.autocorrelation.tau_std_error * record
         yield Number("correlation_ps", "correlation time of ΔF's influence", tau, error, "ps")
-        yield Number("independent", "independent samples behind ΔF", round(report.independent, 1))
+        if report.independent <= records:  # more would come from negative correlations that are noise
+            yield Number("independent", "independent samples behind ΔF", round(report.independent, 1))
         by = "autocorrelation, in place of " + _units(outcome)
-        yield Number("std_error_correlation_kT", "error of ΔF from correlation", report.std_error, None, "kT", by)
+        if report.std_error <= _WORST_ERROR_KT:
+            yield Number("std_error_correlation_kT", "error of ΔF from correlation", report.std_error, None, "kT", by)
     yield Number("halves_z", "halves of the production differ by", report.halves_z, None, "standard errors")
     yield Number("trend_z", "drift through five stretches of time", report.trend_z, None, "standard errors")
     crossings = report.crossings
     visited = f"{crossings.both} of {crossings.walkers} walkers were in both"
-    yield Number("crossings", "crossings between the region and the rest", crossings.total, remark=visited)
+    remark = f"{crossings.entered:,} in, {crossings.left:,} out; {visited}"
+    yield Number("crossings", "crossings between the region and the rest", crossings.total, remark=remark)
 
 
 def _counts(outcome: Outcome) -> Iterator[Number]:
@@ -115,8 +130,31 @@ def warnings_of(outcome: Outcome, caught: Sequence[str]) -> list[str]:
         )
     if outcome.khat > KHAT_LIMIT:
         notes.append(f"Pareto k-hat is {outcome.khat:.2f}, above {KHAT_LIMIT}: the weights have too heavy a tail")
-    notes += _doubts(outcome)
+    notes += [*_about_config(outcome), *_doubts(outcome)]
     return notes
+
+
+def _about_config(outcome: Outcome) -> Iterator[str]:
+    setup = outcome.setup
+    for name, share in setup.config.sigma_shares().items():
+        if share > _WIDE_SIGMA:
+            yield f"sigma of {name} is {share:.2g} of the variable's range: the bias resolves little; a tenth is better"
+    nodes = asked_nodes(setup.config, setup.bias.variables)
+    if nodes and outcome.bias.grid_axes is None:
+        yield f"a grid of the bias would have {nodes:,} nodes, too many: its kernels were summed without one"
+
+
+def _reference(outcome: Outcome) -> tuple[float, float | None] | None:
+    """The reference's difference of the same region, with its error."""
+    request, known = outcome.setup.request.difference, outcome.setup.reference.get("delta_f_kT")
+    if request is None or not isinstance(known, dict):
+        return None
+    key = f"probability_{request.region.lower:g}_{request.variable}_{request.region.upper:g}"
+    return (known["value"], known.get("std_error")) if key in outcome.setup.reference else None
+
+
+def _error_text(error: float) -> str:
+    return f"{error:.2f} kT" if error <= _WORST_ERROR_KT else "unknown"
 
 
 def _doubts(outcome: Outcome) -> Iterator[str]:
@@ -124,16 +162,30 @@ def _doubts(outcome: Outcome) -> Iterator[str]:
     if difference is not None and min(difference.ess_inside, difference.ess_outside) < FEW_EFFECTIVE_SAMPLES:
         few = min(difference.ess_inside, difference.ess_outside)
         yield f"only {few:.1f} effective samples on one side of the region: ΔF and its error are unreliable"
+    known = _reference(outcome)
+    if difference is not None and known is not None:
+        both = math.hypot(difference.std_error, known[1] or 0.0)
+        if math.isfinite(difference.value) and abs(difference.value - known[0]) > _FAR_FROM_REFERENCE * both:
+            many = f"{abs(difference.value - known[0]) / both:.1f} combined errors" if both > 0 else "far"
+            yield f"ΔF is {difference.value:.2f} kT, {many} from the reference's {known[0]:.2f} kT"
     if report is None or difference is None:
         return
-    known = {f"the weights have a heavy tail: Pareto k-hat is {report.khat:.2f}, above {KHAT_LIMIT}"}
-    yield from (f"convergence: {verdict}" for verdict in report.verdicts if verdict not in known)
+    if report.autocorrelation is not None:
+        settings = outcome.setup.settings
+        times = settings.burn_in_ps / (report.autocorrelation.tau * settings.record_steps * settings.time_step)
+        if times < _FORGETTING:
+            yield (
+                f"burn_in: {settings.burn_in_ps:g} ps is only {times:.1f} correlation times of ΔF's influence; "
+                f"take at least {_FORGETTING:g}"
+            )
+    said = {f"the weights have a heavy tail: Pareto k-hat is {report.khat:.2f}, above {KHAT_LIMIT}"}
+    yield from (f"convergence: {verdict}" for verdict in report.verdicts if verdict not in said)
     if report.std_error > 0 and difference.std_error > 0:
         ratio = max(report.std_error / difference.std_error, difference.std_error / report.std_error)
         if ratio > _APART:
             yield (
-                f"the error of ΔF is {difference.std_error:.2f} kT from {_units(outcome)}, but {report.std_error:.2f} "
-                "kT from autocorrelation: take the larger, or run longer"
+                f"the error of ΔF is {_error_text(difference.std_error)} from {_units(outcome)}, but "
+                f"{_error_text(report.std_error)} from autocorrelation: take the larger, or run longer"
             )
 
 

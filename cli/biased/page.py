@@ -64,7 +64,7 @@ def _lead(outcome: Outcome, version: str) -> str:
 
 
 def _cards(shown: Mapping[str, Number]) -> list[tuple[str, str]]:
-    keys = ("delta_f_kT", "reference.delta_f_kT", "probability", "independent", "ess", "crossings", "wall_seconds")
+    keys = ("delta_f_kT", "reference.delta_f_kT", "probability", "ess", "crossings", "wall_seconds")
     cards = []
     for number in (shown[key] for key in keys if key in shown):
         remark = f"; {number.remark}" if number.key in ("ess", "crossings") else ""
@@ -97,7 +97,8 @@ def _figures(outcome: Outcome) -> dict[str, tuple[Figure, str, bool]]:
             text = "The two halves of the production apart; two standard errors. Few points should leave the grey band."
             figures["halves"] = (plots.draw_halves(outcome, outcome.report), text, True)
     text = "While the bias grows it flattens what walkers see; it is frozen at the end of this picture."
-    figures["filling"] = (plots.draw_filling(outcome), text, True)
+    if "fill.time" in outcome.arrays:
+        figures["filling"] = (plots.draw_filling(outcome), text, True)
     text = "Walkers that change basins often are what makes the weights trustworthy. Shaded: the region of ΔF."
     figures["walkers"] = (plots.draw_walkers(outcome), text, True)
     return figures

@@ -20,7 +20,9 @@ from .results import Outcome
 
 __all__ = ["draw_convergence", "draw_filling", "draw_halves", "draw_walkers"]
 
-_STAGES = ("fill", "burn-in")
+_NAMES = {"fill": "filling", "burn-in": "burn-in"}
+_STAGES = tuple(_NAMES)
+_WIDEST_BAR_KT = 1e4
 _SHOWN_KT = 15.0
 _SHOWN_WALKERS, _MOST_COLUMNS = 4, 2
 
@@ -53,16 +55,16 @@ def draw_filling(outcome: Outcome) -> Figure:
 def draw_walkers(outcome: Outcome) -> Figure:
     """The first biased variables of a few walkers through all stages, a row a walker."""
     names, request = outcome.bias.names[:_MOST_COLUMNS], outcome.setup.request.difference
-    early = [_array(outcome, f"{stage}.series") for stage in _STAGES]
-    times = [_array(outcome, f"{stage}.time") for stage in _STAGES]
-    shown = min(_SHOWN_WALKERS, early[0].shape[1])
+    stages = [stage for stage in _STAGES if f"{stage}.time" in outcome.arrays]  # not those of no length
+    early = [_array(outcome, f"{stage}.series") for stage in stages]
+    times = [_array(outcome, f"{stage}.time") for stage in stages]
+    followed = early[0].shape[1] if early else outcome.arrays["log_weights"].shape[1]
+    shown = min(_SHOWN_WALKERS, followed)
     time = np.concatenate([*times, _array(outcome, "time")])
     fig = Figure(figsize=(5.2 * len(names) + 0.4, 1.1 * shown + 1.0), layout="constrained")
     panels = fig.subplots(shown, len(names), sharex=True, sharey="col", squeeze=False)
     for k, name in enumerate(names):
-        series = np.concatenate(
-            [*(part[..., k] for part in early), _array(outcome, VARIABLE + name)[:, : early[0].shape[1]]]
-        )
+        series = np.concatenate([*(part[..., k] for part in early), _array(outcome, VARIABLE + name)[:, :followed]])
         variable = next(v for v in outcome.setup.variables if v.name == name)
         axis = _axis(name, variable.period, variable.unit, series)
         for walker, ax in enumerate(panels[:, k]):
@@ -73,7 +75,8 @@ def draw_walkers(outcome: Outcome) -> Figure:
             for end in (t[-1] for t in times if len(t)):
                 ax.axvline(end, color=INK, lw=0.9, ls="--")
         panels[-1, k].set(xlabel="time (ps)", xlim=(0.0, time[-1]))
-    title = f"{shown} of {outcome.setup.settings.walkers:,} walkers: filling, burn-in, production"
+    passed = ", ".join([*(_NAMES[stage] for stage in stages), "production"])
+    title = f"{shown} of {outcome.setup.settings.walkers:,} walkers: {passed}"
     panels[0, 0].set_title(title)
     return fig
 
@@ -98,8 +101,9 @@ def draw_convergence(outcome: Outcome, report: ConvergenceReport, difference: Fr
     right.set(title="Stretches of the production", xlabel="production (ps)", xlim=(0.0, time[-1]))
     for ax in (left, right):
         ax.axhline(difference.value, color=INK, lw=0.9, ls="-", zorder=0)
-        _mark_others(ax, outcome)
     _limit(left, outcome, report, difference)
+    for ax in (left, right):
+        _mark_others(ax, outcome)
     right.legend(loc="best", ncols=2)
     if left.get_legend_handles_labels()[0]:
         left.legend(loc="best")
@@ -165,11 +169,11 @@ def _mark_region(ax: Panel, axis: Axis, lower: float, upper: float) -> None:
 
 
 def _mark_others(ax: Panel, outcome: Outcome) -> None:
-    """What the bias itself says, and the reference."""
+    """What the bias itself says, and the reference where it lies within the limits."""
     if outcome.from_bias is not None and math.isfinite(outcome.from_bias.value):
         ax.axhline(outcome.from_bias.value, color=SECOND, lw=1.0, ls=":", zorder=0, label="read off the bias")
-    known = _reference(outcome)
-    if known is not None:
+    known, (low, high) = _reference(outcome), ax.get_ylim()
+    if known is not None and known[0] + known[1] > low and known[0] - known[1] < high:
         value, error = known
         ax.axhspan(value - error, value + error, color="#3f8f5b", alpha=0.3, lw=0, zorder=0, label="reference")
 
@@ -187,7 +191,7 @@ def _limit(ax: Panel, outcome: Outcome, report: ConvergenceReport, difference: F
     """Limits that leave out the wild first estimates."""
     values = [difference.value]
     for stretches in (report.segments, report.halves):
-        finite = np.isfinite(stretches.value.numpy()) & np.isfinite(stretches.std_error.numpy())
+        finite = np.isfinite(stretches.value.numpy()) & (stretches.std_error.numpy() < _WIDEST_BAR_KT)
         spread = np.stack(_band(stretches.value, stretches.std_error, 1.5))
         values += spread[:, finite].ravel().tolist()
     if outcome.from_bias is not None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-__all__ = ["Loc", "complain", "missing", "moved", "problem"]
+from ..quantities import Interval
+
+__all__ = ["Loc", "complain", "far_region", "missing", "moved", "problem", "wide_sigmas"]
+
+_WIDEST_SIGMA = 0.5
+"""Of an open variable's range."""
 
 Loc = tuple[str | int, ...]
 """Keys and indices that lead to a place, from the section whose validator complains."""
@@ -37,3 +42,24 @@ def moved(error: ValidationError, place: Callable[[Loc], Loc]) -> ValidationErro
     """The same complaints at other places."""
     details = [problem(place(each["loc"]), each["msg"].removeprefix("Value error, ")) for each in error.errors()]
     return ValidationError.from_exception_data("config", details)
+
+
+def wide_sigmas(shares: Mapping[str, float]) -> list[InitErrorDetails]:
+    """Biased variables whose sigma is too large a share of their range."""
+    return [
+        problem(
+            ("bias", "variables", name, "sigma"),
+            f"is {share:.2g} of the variable's range: kernels as wide as the range tell nothing apart; expected at "
+            f"most {_WIDEST_SIGMA:g}, better a tenth",
+        )
+        for name, share in shares.items()
+        if share > _WIDEST_SIGMA
+    ]
+
+
+def far_region(place: Loc, variable: str, region: Interval, spans: Sequence[Interval | None]) -> list[InitErrorDetails]:
+    """A region that lies wholly beyond every range that its variable has."""
+    known = [span for span in spans if span is not None]
+    if not known or any(region.lower < span.upper and span.lower < region.upper for span in known):
+        return []
+    return [problem(place, f"lies outside the range of {variable}, {' and '.join(map(str, known))}")]

@@ -41,6 +41,8 @@ _ENOUGH_WALKERS = 16
 """With so many independent walkers errors come from their scatter; with fewer, from blocks of time."""
 
 _MOST_QUADRATURE = 3
+_MOST_CELLS = 250_000
+"""Of a quadrature, where the kernels of a bias without a grid are summed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,4 +186,5 @@ def _quadrature(setup: Setup, bias: RepulsionBias) -> tuple[Axis, ...] | None:
         lower, upper = (span.lower, span.upper) if span is not None else (-(period or 0.0) / 2, (period or 0.0) / 2)
         bins = math.ceil(5 * (upper - lower) / variable.sigma)
         axes.append(Axis(name=variable.name, lower=lower, upper=upper, bins=bins, periodic=period is not None))
-    return tuple(axes) if len(axes) <= _MOST_QUADRATURE else None
+    cells = math.prod(axis.bins for axis in axes)
+    return tuple(axes) if len(axes) <= _MOST_QUADRATURE and cells <= _MOST_CELLS else None

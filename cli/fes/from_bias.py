@@ -19,7 +19,7 @@ from ..results import Number
 from .axes import kernel_axes, unit_of
 from .inputs import Inputs
 from .landscape import Landscape
-from .options import FesOptions
+from .options import FesOptions, implied_temperature
 from .outputs import Outputs, refuse_existing, show, write_rest
 from .plots import NEGATIVE_BIAS, Unit, draw_landscape
 from .regions import Regions
@@ -43,26 +43,29 @@ def fes_from_bias(console: Console, inputs: Inputs, options: FesOptions) -> None
     """
     reader = {"kernels": _opes, "state": _opes, "grid": _grid, "openmm": _openmm}[inputs.kind]
     make, numbers, redrawn = reader(inputs, options)
-    default = ("negativebias.dat" if options.negbias else "fes.dat") if not redrawn else str(inputs.paths[0])
-    outputs = Outputs.of(options.outfile, default)
-    table = None if redrawn else outputs.table
-    drawn, record = [outputs.beside(".png")] if options.plots else [], outputs.beside(".json")
-    refuse_existing([*([table] if table else []), *drawn, record])
+    default = "negativebias.dat" if options.negbias else "fes.dat"
+    outputs = Outputs.of(options.outfile, default if not redrawn else f"{inputs.paths[0].stem}_drawn.dat")
+    drawn = [outputs.beside(".png")] if options.plots else []
+    table, record = (None, None) if redrawn else (outputs.table, outputs.beside(".json"))
+    tables = [] if table is None else [table]
+    records = [] if record is None else [record]
+    refuse_existing([*tables, *drawn, *records])
     with working(console, "summing kernels") as advance:
         whole = make(advance)
     regions = Regions.of(options, whole.periods)
     value = regions.on(whole, options)
     landscape = shown(whole, options)
     unit = Unit.of(options.units, options.kT)
-    found = [*numbers, *place_numbers(landscape, unit), *regions.numbers(value, options.kT, unit)]
-    notes = [CAVEAT] if whole.error is None else []
+    thermal, doubts = implied_temperature(options.kT)
+    found = [*numbers, *place_numbers(landscape, unit), *regions.numbers(value, options.kT, unit), *thermal]
+    notes = [*doubts, CAVEAT] if whole.error is None else doubts
     if whole.error is not None and value is not None:
         notes.append("ΔF has no error bar: the errors of cells are correlated, which the file does not hold")
     pictures = pictures_of(landscape, unit, options, regions, outputs, notes)
     if table is not None:
         landscape.write(table)
     write_rest(found, notes, record, pictures)
-    show(console, found, notes, [*([table] if table else []), *pictures, record])
+    show(console, found, notes, [*tables, *pictures, *records])
 
 
 Made = tuple[Callable[[Callable[[float], None]], Landscape], list[Number], bool]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from .axes import kernel_axes
 from .from_bias import CAVEAT, check_idw, pictures_of, place_numbers, shown, working
 from .inputs import Inputs
 from .landscape import Landscape
-from .options import FesOptions
+from .options import FesOptions, implied_temperature
 from .outputs import Outputs, refuse_existing, show, write_rest
 from .plots import Unit
 from .regions import Regions
@@ -77,13 +78,15 @@ def fes_from_hills(console: Console, inputs: Inputs, options: FesOptions) -> Non
             landscapes.append(shown(dump.landscape, options))
             landscapes[-1].write(path)
     unit = Unit.of(options.units, options.kT)
+    thermal, doubts = implied_temperature(options.kT)
     numbers = [
         *_hill_numbers(table, inputs),
         *place_numbers(landscapes[-1], unit),
         *regions.numbers(differences[-1] if differences else None, options.kT, unit),
         *_drift_numbers(dumps, landscapes, differences, unit),
+        *thermal,
     ]
-    notes = [CAVEAT, *_outside(table, axes)]
+    notes = [*doubts, *_counted_twice(inputs.paths), CAVEAT, *_outside(table, axes)]
     pictures = pictures_of(landscapes[-1], unit, options, regions, outputs, notes)
     if options.plots and len(dumps) > 1 and not options.nohistory:
         counts = [dump.last for dump in dumps]
@@ -138,6 +141,32 @@ def _outside(table: HillsTable, axes: Sequence[Axis]) -> list[str]:
         out |= beyond
     count = int(out.sum())
     return [f"{count:,} of {len(table):,} hills have their centre outside the grid"] if count else []
+
+
+def _counted_twice(paths: Sequence[Path]) -> list[str]:
+    """Files that begin with all the hills of another, as that of a run that started from it does."""
+    by_first: dict[str, list[Path]] = {}
+    for path in paths:
+        by_first.setdefault(next(_rows(path), ""), []).append(path)
+    notes = []
+    for first, alike in by_first.items():
+        for a, b in itertools.combinations(alike if first else [], 2):
+            pairs = itertools.zip_longest(_rows(a), _rows(b))
+            apart = next(((one, other) for one, other in pairs if one != other), (None, None))
+            if None not in apart:
+                continue
+            whole, longer = (a, b) if apart[0] is None else (b, a)
+            notes.append(f"{longer} begins with all hills of {whole}: these are counted twice; leave {whole} out")
+    return notes
+
+
+def _rows(path: Path) -> Iterator[str]:
+    """The lines of hills, spaces made single."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            words = line.split()
+            if words and not words[0].startswith("#"):
+                yield " ".join(words)
 
 
 def _abridged(tables: Sequence[Path]) -> list[Path]:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ...molecular.free_energy import FreeEnergySurface
 from ...molecular.io import write_fes, write_fes_uncertainty
+from ...molecular.units import GAS_CONSTANT
 from ...molecular.units import kT as thermal_energy
 from ..errors import UserError
 from ..quantities import DIMENSIONS, parse_quantity
@@ -21,7 +22,7 @@ from .axes import data_axes
 from .estimates import Estimates, estimate
 from .inputs import Inputs
 from .landscape import Landscape
-from .options import FesOptions
+from .options import FesOptions, implied_temperature
 from .outputs import Outputs, refuse_existing, show, write_rest
 from .plots import Unit, draw_landscape
 from .regions import Regions
@@ -33,6 +34,9 @@ __all__ = ["fes_from_samples"]
 _FEWEST = 2.0
 """Cells on fewer effective samples are left out of pictures."""
 
+_ROUNDED = 2e-3
+"""Relative; 2.49 typed for 2.494 is no other temperature."""
+
 
 def fes_from_samples(console: Console, inputs: Inputs, options: FesOptions) -> None:
     """Reweight frames, write tables with errors, draw them.
@@ -42,9 +46,10 @@ def fes_from_samples(console: Console, inputs: Inputs, options: FesOptions) -> N
         FileExistsError: an output is there already.
         FileFormatError: a damaged file.
     """
+    differs = _other_temperature(inputs.run, options.kT)
     if inputs.run is not None and options.kT is None:
         options = replace(options, kT=_kT_of(inputs.run))
-    options.needed_kT("reweighting samples")
+    thermal, doubts = implied_temperature(options.needed_kT("reweighting samples"))
     outputs = Outputs.of(options.outfile, "fes.dat")
     assert outputs.table is not None
     drawn = [outputs.beside(".png"), *([outputs.beside("_deltaf.png")] if options.deltaf is not None else [])]
@@ -60,7 +65,7 @@ def fes_from_samples(console: Console, inputs: Inputs, options: FesOptions) -> N
     with console.status("computing free energies"):
         found = estimate(samples, axes, regions.inside, regions.outside, options)
     unit = Unit.of(options.units, options.kT)
-    numbers, notes = list(_numbers(found, regions, unit)), found.warnings()
+    numbers, notes = [*_numbers(found, regions, unit), *thermal], [*differs, *doubts, *found.warnings()]
     write_fes(outputs.table, found.surface)
     write_fes_uncertainty(outputs.uncertainty, found.surface)
     pictures = {}
@@ -86,6 +91,21 @@ def _kT_of(run: Path) -> float:
         return thermal_energy(parse_quantity(text, DIMENSIONS["temperature"]))
     except ValueError as error:
         raise UserError(f"{run / 'config.yaml'}: no system.temperature; give --kt or --temperature") from error
+
+
+def _other_temperature(run: Path | None, kT: float | None) -> list[str]:
+    """A warning where the kT that was typed is not that of the run."""
+    if run is None or kT is None:
+        return []
+    try:
+        own = _kT_of(run)
+    except UserError:  # that is why it was typed
+        return []
+    if math.isclose(kT, own, rel_tol=_ROUNDED):
+        return []
+    typed, ran = kT / GAS_CONSTANT, own / GAS_CONSTANT
+    text = f"the run was at {ran:.4g} K (kT = {own:.4g} kJ/mol, its config.yaml), but --kt or --temperature say"
+    return [f"{text} {typed:.4g} K ({kT:.4g} kJ/mol): the weights are those of another temperature"]
 
 
 def _visible(surface: FreeEnergySurface) -> Landscape:
@@ -153,7 +173,8 @@ def _difference_numbers(found: Estimates, regions: Regions, unit: Unit) -> Itera
     if report is None:
         return
     yield Number("std_error_correlation", "error of ΔF from autocorrelation", report.std_error * kT, None, unit.name)
-    yield Number("independent", "independent samples behind ΔF", round(report.independent, 1))
+    if report.independent < int((found.samples.log_weights > -math.inf).sum()):  # more cannot be: a rare region
+        yield Number("independent", "independent samples behind ΔF", round(report.independent, 1))
     crossings = report.crossings
     visited = f"{crossings.both} of {crossings.walkers} walkers were in both"
     yield Number("crossings", "crossings between the regions", crossings.total, remark=visited)

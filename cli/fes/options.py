@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from ...molecular.units import GAS_CONSTANT
 from ...molecular.units import kT as thermal_energy
 from ..errors import UserError
+from ..results import Number
 from .inputs import Inputs
 from .texts import Skip, names_of, numbers_of, parse_skip
 
-__all__ = ["UNITS", "FesOptions", "parse_options"]
+__all__ = ["UNITS", "FesOptions", "implied_temperature", "parse_options"]
 
 _NO_SKIP = Skip()
 UNITS = ("kJ/mol", "kcal/mol", "kT")
@@ -93,6 +95,22 @@ class FesOptions:
         if self.kT is None:
             raise UserError(f"{why} needs --kt in kJ/mol (2.494 at 300 K), or --temperature in K")
         return self.kT
+
+
+_PLAUSIBLE = (100.0, 1000.0)
+"""K; outside of these a unit is likely to be mistaken."""
+
+
+def implied_temperature(kT: float | None) -> tuple[list[Number], list[str]]:
+    """The temperature of a thermal energy in kJ/mol as a number, and a warning where it is implausible."""
+    if kT is None:
+        return [], []
+    kelvin = kT / GAS_CONSTANT
+    numbers = [Number("temperature", "temperature implied by kT", round(kelvin, 2), None, "K", f"kT = {kT:.4g} kJ/mol")]
+    if _PLAUSIBLE[0] <= kelvin <= _PLAUSIBLE[1]:
+        return numbers, []
+    hint = "was it kcal/mol?" if kelvin < _PLAUSIBLE[0] else "was it K, which --temperature takes, or kcal/mol?"
+    return numbers, [f"kT = {kT:.4g} kJ/mol is {kelvin:.4g} K; --kt is in kJ/mol, 2.494 at 300 K: {hint}"]
 
 
 def parse_options(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from ..report.style import png
 from ..results import Number, as_json
 
 __all__ = ["Outputs", "refuse_existing", "show", "write_rest"]
+
+_SMALLEST, _SMALLEST_ERROR = 1e-4, 5e-6
+"""Numbers below the one, or with errors below the other, are written in powers of ten."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,18 @@ class Outputs:
 
     @classmethod
     def of(cls, outfile: Path | None, default: str, *, stride: bool = False) -> Outputs:
-        """By ``--outfile`` or a default; with a stride it is what the numbers are put behind, as in ``sum_hills``."""
-        path = Path(default) if outfile is None else outfile
+        """By ``--outfile`` or a default, which a folder that exists takes in.
+
+        With a stride the name is what the numbers are put behind, as in ``sum_hills``.
+        """
+        if outfile is not None and outfile.is_dir():
+            path, named = outfile / default, False
+        else:
+            path, named = outfile or Path(default), outfile is not None
         stem = path.with_suffix("") if path.suffix in (".dat", ".png", ".json") else path
         if not stride:
             return cls(path, stem)
-        given = str(outfile) if outfile is not None and path.suffix != ".dat" else f"{stem}_"
+        given = str(path) if named and path.suffix != ".dat" else f"{stem}_"
         return cls(None, Path(given.rstrip("_.-") or "fes"), given)
 
     def numbered(self, count: int) -> list[Path]:
@@ -69,16 +79,19 @@ def refuse_existing(paths: Sequence[Path]) -> None:
         if not path.parent.is_dir():
             raise UserError(f"--outfile: there is no folder {path.parent}")
         if path.exists() or path.is_symlink():
-            raise FileExistsError(f"{path} exists already; nothing is overwritten: choose another --outfile")
+            way = "choose another --outfile" + (", or --no-plots" if path.suffix == ".png" else "")
+            raise FileExistsError(f"{path} exists already; nothing is overwritten: {way}")
 
 
 def write_rest(
-    numbers: Sequence[Number], warnings: Sequence[str], json_path: Path, pictures: Mapping[Path, Figure]
+    numbers: Sequence[Number], warnings: Sequence[str], json_path: Path | None, pictures: Mapping[Path, Figure]
 ) -> None:
-    """Write numbers and pictures; none of the files exists."""
+    """Write pictures, and numbers where they have a name; none of the files exists."""
     for path, fig in pictures.items():
         with open(path, "xb") as file:
             file.write(png(fig))
+    if json_path is None:
+        return
     text = json.dumps(as_json(list(numbers), list(warnings)), indent=2, ensure_ascii=False) + "\n"
     with open(json_path, "x", encoding="utf-8") as out:
         out.write(text)
@@ -90,9 +103,22 @@ def show(console: Console, found: Sequence[Number], notes: Sequence[str], files:
     console.print()
     for n in found:
         remark = f"   {n.remark}" if n.remark else ""
-        console.print(Text.assemble(f"  {n.label:<{width}}  ", (n.text, "bold"), remark), soft_wrap=True)
+        console.print(Text.assemble(f"  {n.label:<{width}}  ", (_text(n), "bold"), remark), soft_wrap=True)
     for note in notes:
         console.print(Text.assemble("\n", ("warning: ", "yellow"), note), soft_wrap=True)
-    console.print("\n  files", highlight=False)
+    if files:
+        console.print("\n  files", highlight=False)
     for path in files:
         console.print(Text(f"    {path}"), soft_wrap=True)
+
+
+def _text(number: Number) -> str:
+    """Value, error and unit; in powers of ten where six decimals would show zeros."""
+    value, error = number.value, number.error
+    if math.isnan(value):
+        return "not defined"
+    if error is None or not math.isfinite(error):
+        return number.text
+    if 0 < error < _SMALLEST_ERROR or 0 < max(abs(value), error) < _SMALLEST:
+        return f"{value:.2e} ± {error:.1e}" + (f" {number.unit}" if number.unit else "")
+    return number.text

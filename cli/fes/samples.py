@@ -153,14 +153,17 @@ def _times(table: PlumedTable) -> Tensor:
 def _by_walker(path: Path, table: PlumedTable, count: int | None) -> list[Tensor]:
     """Row numbers of each walker of a file."""
     rows = torch.arange(table.rows)
-    if count is not None:
-        if table.rows % count:
-            raise UserError(f"--walkers {count}: the {table.rows:,} rows of {path} are no multiple of it")
-        return list(rows.reshape(-1, count).unbind(1))
     if "walker" in table.columns:
         labels = table.columns["walker"]
-        return [rows[labels == label] for label in torch.unique(labels).tolist()]
-    return [rows]
+        names = torch.unique(labels).tolist()
+        if count not in (None, len(names)):
+            raise UserError(f"--walkers {count}: {path} has a column walker with {len(names):,}; leave --walkers out")
+        return [rows[labels == name] for name in names]
+    if count is None:
+        return [rows]
+    if table.rows % count:
+        raise UserError(f"--walkers {count}: the {table.rows:,} rows of {path} are no multiple of it")
+    return list(rows.reshape(-1, count).unbind(1))
 
 
 def _after(skip: Skip, path: Path, table: PlumedTable, rows: Tensor) -> Tensor:

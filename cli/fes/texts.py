@@ -134,9 +134,23 @@ def parse_box(option: str, text: str, periods: Mapping[str, float | None]) -> Bo
         except UserError:
             raise
         except ValueError as error:
-            raise UserError(f"{option}: {name}: {str(error).removeprefix('region: ')}") from error
+            hint = _in_degrees(name, low, high, periods[name])
+            raise UserError(f"{option}: {name}: {str(error).removeprefix('region: ')}{hint}") from error
     words = [f"{region.lower:g} < {name} < {region.upper:g}" for name, region in sides.items()]
     return Box(tuple(sides.items()), " and ".join(words))
+
+
+def _in_degrees(name: str, low: str, high: str, period: float | None) -> str:
+    """What to type instead of plain numbers that lie far off a circle in radians; empty where they do not."""
+    if period is None or not math.isclose(period, 2 * math.pi, rel_tol=1e-6):
+        return ""
+    try:
+        ends = [float(low), float(high)]
+    except ValueError:  # pi or deg
+        return ""
+    if max(map(abs, ends)) <= 2 * period:
+        return ""
+    return f"; {name} is in rad, and degrees are typed {name}:{low}deg:{high}deg"
 
 
 def _side(option: str, text: str, periods: Mapping[str, float | None]) -> tuple[str, str, str]:

@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..paths import resolve
 from ..steer_build import PipelineCalls, check_folder, check_scheduler, load_model, one_thread_for_tiny_models
 from ..steer_job import steer_inputs
-from ..steer_rewards import build_controls, build_rewards, named_errors
+from ..steer_rewards import build_controls, build_rewards, first_line, named_errors
 from ..steer_samples import output_samples
 from ..steer_units import Condition, conditions
 from .config import RepelledConfig
@@ -135,14 +135,19 @@ class Sampler:
         """Draw from the model and find the plane of its draws.
 
         Raises:
-            UserError: the classifier cannot read the images, or sees one class only.
+            UserError: the pipeline refuses its call; the classifier cannot read the images, or sees one class only.
         """
         section, images = self.config.features, []
         for chunk, start in enumerate(range(0, section.draws, _CHUNK)):
             count = min(_CHUNK, section.draws - start)
             generator = generator_for(self.config.sampling.seed, _PLANE + chunk)
             asked = self._conditions(count) or {"batch_size": count}
-            images += output_samples(self.pipe(**self.call, **asked, generator=generator))
+            try:
+                output = self.pipe(**self.call, **asked, generator=generator)
+            except (ValueError, TypeError) as error:
+                name = type(self.pipe).__name__
+                raise UserError(f"call: {name} refuses its call: {first_line(error)}") from error
+            images += output_samples(output)
         with named_errors("features"):
             embedded, classes = self.embedding(images), self.classes(images)
             if section.projection == "pca":

@@ -82,10 +82,13 @@ class Batches:
         return mean, float(relative.std() / math.sqrt(len(relative)))
 
     def class_shares(self, count: int) -> tuple[Tensor, Tensor]:
-        """Share (C,) of each class without the bias, and its error."""
+        """Share (C,) of each class without the bias, and its error: NaN for a class that no sample with a weight is
+        of, or that all are, of which samples say no error."""
         pooled = self.pooled()
         hot = torch.nn.functional.one_hot(self.classes.reshape(-1), count).double()
-        return pooled.mean(hot), pooled.std_error(hot)
+        seen, alive = hot[pooled.log_weights > -math.inf].sum(dim=0), int((pooled.log_weights > -math.inf).sum())
+        errors = torch.where((seen > 0) & (seen < alive), pooled.std_error(hot), math.nan)
+        return pooled.mean(hot), errors
 
     def biased_shares(self, batch: int, count: int) -> Tensor:
         """Share (C,) of each class under the biased law of a batch."""
@@ -180,18 +183,27 @@ def _shares(outcome: Outcome) -> list[Number]:
     plain = None if outcome.plain is None else outcome.plain.class_shares(outcome.n_classes)
     found, scores = [], []
     for c in range(outcome.n_classes):
-        value, error, remark = float(values[c]), float(errors[c]), ""
+        value, error = float(values[c]), float(errors[c])
+        known = not math.isnan(error)
+        remarks = [] if known else [_extreme(value)]
         if plain is not None:
             other, spread = float(plain[0][c]), float(plain[1][c])
-            both = math.hypot(error, spread)
-            remark = f"without the bias {other:.3f} ± {spread:.3f}{_score(value - other, both)}"
+            both = math.hypot(error, spread)  # NaN where either is: no score
+            text = _extreme(other) if math.isnan(spread) else f"{other:.3f} ± {spread:.3f}"
+            remarks.append(f"without the bias {text}{_score(value - other, both)}")
             scores += [(value - other) / both] if both > 0.0 else []
-        found.append(Number(f"class_{c}", f"share of class {c}, bias undone", value, error, remark=remark))
+        label, remark = f"share of class {c}, bias undone", "; ".join(remarks)
+        found.append(Number(f"class_{c}", label, value, error if known else None, remark=remark))
     if scores:
         worst = max(scores, key=abs)
         text = f"of {len(scores)} classes; by chance about {_expected_worst(len(scores)):.1f}"
         found.append(Number("largest_z", "largest difference of a share, in errors", round(worst, 2), remark=text))
     return found
+
+
+def _extreme(share: float) -> str:
+    """A share without an error, in words."""
+    return "none seen" if share < 0.5 else "no other seen"
 
 
 def _expected_worst(count: int) -> float:

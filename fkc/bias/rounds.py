@@ -29,6 +29,7 @@ __all__ = ["Draw", "Drawn", "PooledRounds", "Round", "bias_rounds", "occupied_ce
 
 T = TypeVar("T")
 Pooling = Literal["mixture", "sequential"]
+OfSamples = Tensor | Callable[[Tensor], Tensor]
 
 _TOLERANCE, _ITERATIONS = 1e-10, 20_000
 """Of the free energies of the rounds, in kT."""
@@ -143,27 +144,26 @@ class PooledRounds:
         a meaning for ``"mixture"``."""
         return float(log_mean_exp(self.log_weights))
 
-    def mean(self, function_values: Tensor) -> Tensor:
-        """Weighted mean (...) float64 of f at the samples (N, ...). Where the weight is zero f may be NaN."""
+    def mean(self, function_values: OfSamples) -> Tensor:
+        """Weighted mean (...) float64 of f: its values at the samples (N, ...), or a function from ``values`` (N, d) to
+        them; ValueError if it has not N rows. Where the weight is zero f may be NaN."""
         return self._moments(function_values)[0]
 
-    def std_error(self, function_values: Tensor) -> Tensor:
-        """Standard error (...) of :meth:`mean`, by the delta method over the groups; inf for a single group.
-
-        The normalizers of ``"mixture"`` count as known.
-        """
+    def std_error(self, function_values: OfSamples) -> Tensor:
+        """Standard error (...) of :meth:`mean`, by the delta method over the groups; inf for a single group. The
+        normalizers of ``"mixture"`` count as known."""
         return self._moments(function_values)[1]
 
-    def _moments(self, function_values: Tensor) -> tuple[Tensor, Tensor]:
-        if len(function_values) != len(self.log_weights):
-            raise ValueError(f"function_values: got {len(function_values)} for {len(self.log_weights)} samples")
+    def _moments(self, function_values: OfSamples) -> tuple[Tensor, Tensor]:
+        found = torch.as_tensor(function_values(self.values) if callable(function_values) else function_values)
+        if found.shape[:1] != self.log_weights.shape:
+            raise ValueError(f"function_values: got {tuple(found.shape)} for {len(self.log_weights)} samples")
         alive = self.log_weights > -math.inf
-        values = function_values[alive].double()
+        values = found[alive].double()
         weights = normalize(self.log_weights[alive]).reshape(-1, *[1] * (values.ndim - 1))
         mean = (weights * values).sum(dim=0)
         labels, place = torch.unique(self.groups, return_inverse=True)
-        count = len(labels)
-        if count < 2:
+        if (count := len(labels)) < 2:
             return mean, torch.full_like(mean, math.inf)
         sums = torch.zeros((count, *values.shape[1:]), dtype=torch.float64)
         sums = sums.index_add(0, place[alive], weights * (values - mean))

@@ -218,5 +218,13 @@ BUILDERS = {
 }
 """Every kind with what builds it."""
 
+NUMBERS = dict.fromkeys(("r0", "d0", "within", "plane", "lowest"), " in nm") | {
+    "n": "",
+    "m": "",
+    "separation": "",
+    "lambda": " or 'auto'",
+}
+"""Options that are plain numbers, with the unit that a message says."""
+
 REFERRING = ("path", "linear", "torchscript")
 """Kinds with an option ``variables``: names of others."""

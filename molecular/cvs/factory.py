@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from .base import CollectiveVariable
-from .builders import BUILDERS, REFERRING
+from .builders import BUILDERS, NUMBERS, REFERRING
 from .context import Context
 
 __all__ = ["VARIABLE_KINDS", "build_variable", "build_variables"]
@@ -56,6 +57,12 @@ def build_variable(
     missing = [key for key in builder.required if given.get(key) is None]
     if missing:
         raise ValueError(f"{name}: a {kind} needs the option {missing[0]!r}")
+    for key, unit in NUMBERS.items():
+        value = given.get(key)
+        if value is None or (key == "lambda" and isinstance(value, str) and value == "auto"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise ValueError(f"{name}: {key} must be a number{unit}, got {value!r}")
     context = Context(name, topology, {} if known is None else known)
     return builder.build(context, {key: value for key, value in given.items() if value is not None})
 

@@ -40,6 +40,10 @@ class NodeDistances:
         if self.scales is not None and (len(self.scales) != d or not all(c > 0 for c in self.scales)):
             raise ValueError(f"scales must be {d} positive numbers, got {self.scales}")
 
+    def __repr__(self) -> str:
+        """Names and sizes, not the nodes."""
+        return f"NodeDistances({len(self.nodes)} nodes of {', '.join(self.variables.names)}, scales={self.scales})"
+
     @property
     def unit(self) -> str:
         """Of the squared distance: nm^2 where all variables are lengths and unscaled, rad^2 for angles, else none."""

@@ -53,6 +53,12 @@ class Superposition:
         if max(*self.atoms, *self.aligned) >= shape[1]:
             raise ValueError(f"{self.name}: an atom is outside the {shape[1]} atoms of the reference")
 
+    def __repr__(self) -> str:
+        """Sizes, not coordinates."""
+        frames, total, _ = self.references.shape
+        align = "" if self.align is None else f", align={len(self.align)} atoms"
+        return f"Superposition({frames} of {total} atoms, atoms={len(self.atoms)} atoms{align}, name={self.name!r})"
+
     @property
     def aligned(self) -> tuple[int, ...]:
         """The atoms that are laid onto the reference."""

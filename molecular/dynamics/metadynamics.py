@@ -33,7 +33,7 @@ class Metadynamics:
         energy: with forces, without bias.
         variables: d collective variables, in the order of the bias.
         bias: at the start; any rule of growth.
-        temperature: K; its kT must be the bias's.
+        temperature: K; its kT must be the bias's, to a part in a thousand.
         time_step: ps.
         friction: 1/ps.
         mass: amu, one number or (N,).
@@ -59,10 +59,11 @@ class Metadynamics:
     def __post_init__(self) -> None:
         if self.pace < 1:
             raise ValueError(f"pace: got {self.pace}, expected at least one step")
-        if not math.isclose(self.bias.kT, thermal_energy(self.temperature), rel_tol=1e-4):
+        if not math.isclose(self.bias.kT, thermal_energy(self.temperature), rel_tol=1e-3):
             raise ValueError(
                 f"bias: its kT is {self.bias.kT:g}, but {thermal_energy(self.temperature):g} kJ/mol at "
-                f"{self.temperature:g} K"
+                f"{self.temperature:g} K; give the bias that kT, or the run the bias's temperature by "
+                "MetadynamicsSettings(temperature=...)"
             )
         self._dynamics(self.biased(self.bias))
 

@@ -14,7 +14,7 @@ from .metadynamics import Metadynamics
 from .metadynamics_result import Collector, MetadynamicsResult
 from .metadynamics_settings import MetadynamicsSettings
 from .metadynamics_state import MetadynamicsState, Record
-from .relax import melt, relax
+from .relax import check_start, melt, relax
 from .restraints import Restrained
 from .walkers import WalkerRestartedWarning, WalkerRetiredWarning
 
@@ -58,13 +58,15 @@ def prepare(
             they were put.
 
     Raises:
-        ValueError: ``start`` holds another number of walkers than the settings.
+        ValueError: ``start`` holds another number of walkers than the settings, a place that is not finite, or, where
+            the energy has a topology, a bond shorter than 0.03 nm or longer than 0.5 nm, as in ångström.
         WalkersExploded: no walker has a finite energy.
     """
     if start.ndim == 2:
         start = start.expand(settings.walkers, *start.shape)
     if len(start) != settings.walkers:
         raise ValueError(f"start: got {len(start)} structures, expected one, or one for each of {settings.walkers}")
+    check_start(start, method.energy.topology)
     plain = method.biased(None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", WalkerRetiredWarning)  # they start again, which is said below
@@ -141,7 +143,7 @@ def metadynamics(
 
     Args:
         energy: with forces.
-        start: (N, 3) or (walkers, N, 3) nm.
+        start: (N, 3) or (walkers, N, 3) nm, checked by its bonds where the energy has a topology.
         variables: d collective variables, in the order of the bias.
         bias: at the start, in kJ/mol; well-tempered or OPES, empty or with hills.
         settings: lengths and steps.
@@ -156,7 +158,7 @@ def metadynamics(
         The samples of the frozen bias with log-weights, and beside them what the filling showed.
 
     Raises:
-        ValueError: variables, bias, start and settings that do not fit each other.
+        ValueError: variables, bias, start and settings that do not fit each other; a start not finite or not in nm.
         WalkersExploded: no walker is left.
 
     Warns:

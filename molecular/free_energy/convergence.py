@@ -63,7 +63,8 @@ class ConvergenceReport:
         independent: independent, unweighted samples that would give P(A) with the same error: weights and correlation.
         autocorrelation: of the influence of each frame on Delta F; None when a region is empty.
         khat: Pareto shape of the weights' tail; above 0.7 averages are unreliable.
-        crossings: between the cores of A and B, in frames with a weight; walkers without one are left out.
+        crossings: between the cores of A and B, in frames with a weight; walkers without one are left out. ``entered``
+            and ``left`` are the events into A and out of it, which a stationary run has alike.
         verdicts: what is wrong, in words; empty when nothing was found.
     """
 

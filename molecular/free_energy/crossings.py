@@ -33,6 +33,26 @@ class Crossings:
         return int(self.a_to_b.sum() + self.b_to_a.sum())
 
     @property
+    def entered(self) -> int:
+        """Events into A, all walkers together."""
+        return int(self.b_to_a.sum())
+
+    @property
+    def left(self) -> int:
+        """Events out of A, all walkers together."""
+        return int(self.a_to_b.sum())
+
+    @property
+    def flux_z(self) -> float:
+        r"""Net flux into A over its error, :math:`(n - m) / \sqrt{n + m}` of n events in and m out; 0 without any.
+
+        Reversed in time an event of one direction is one of the other, so their numbers have one mean in a stationary
+        reversible run. The variance of the difference is n + m for independent events, and smaller for walkers that go
+        back and forth, whose events alternate.
+        """
+        return (self.entered - self.left) / math.sqrt(self.total) if self.total else 0.0
+
+    @property
     def walkers(self) -> int:
         """Number of walkers with a frame that counts."""
         return int(self.counted.sum())

@@ -35,6 +35,12 @@ FEW_INDEPENDENT = 50
 FEW_BLOCKS = 8
 """An error bar from fewer blocks is uncertain by more than a quarter."""
 
+FLUX_Z = 3.0
+"""A stationary run has a larger net flux in at most 0.3 per cent of cases."""
+
+TIMES_FOR_AN_ERROR = 20
+"""A correlation time from walkers that cover fewer of it is too small, and with it the error bar."""
+
 SHARE_BOTH = 0.25
 """With fewer walkers in both regions the result is made by where walkers were started."""
 
@@ -82,9 +88,11 @@ def _samples(report: ConvergenceReport) -> list[str]:
     found = []
     correlation = report.autocorrelation
     if correlation is not None and correlation.short:
+        few = correlation.steps < TIMES_FOR_AN_ERROR * correlation.tau
+        bound = "; the error bar is a lower bound" if few else ""
         found.append(
             f"a walker covers only {correlation.steps / correlation.tau:.0f} correlation times (tau = "
-            f"{correlation.tau:.3g} steps); {TIMES_PER_SERIES} are wanted"
+            f"{correlation.tau:.3g} steps); {TIMES_PER_SERIES} are wanted{bound}"
         )
     if report.independent < FEW_INDEPENDENT:
         found.append(f"only {report.independent:.0f} effective independent samples")
@@ -100,6 +108,11 @@ def _crossings(report: ConvergenceReport) -> list[str]:
     crossings = report.crossings
     if crossings.total < FEW_CROSSINGS:
         found.append(f"only {crossings.total} crossings between the regions, fewer than {FEW_CROSSINGS}")
+    if abs(crossings.flux_z) > FLUX_Z:
+        found.append(
+            f"{crossings.entered} walkers' passages into the region and {crossings.left} out of it: the populations "
+            "are still moving; lengthen the filling or the burn-in"
+        )
     if crossings.fraction_both < SHARE_BOTH:
         found.append(f"only {crossings.both} of {crossings.walkers} walkers visited both regions")
     return found

@@ -28,6 +28,7 @@ from .opes_table import OpesState, OpesTable
 
 __all__ = ["bias_grid", "hills_of", "opes_bias_of", "opes_kernels_of", "opes_table_of", "table_of"]
 
+_POINTS_AT_ONCE = 100_000
 _CUTOFF_TOLERANCE = 1e-4
 """Relative; PLUMED prints settings with six decimals."""
 
@@ -185,7 +186,8 @@ def bias_grid(bias: RepulsionBias, axes: Sequence[Axis] | None = None, *, label:
     if tuple(axis.name for axis in axes) != bias.names:
         raise ValueError(f"axes {[axis.name for axis in axes]} are not the variables {list(bias.names)}")
     points = PlumedGrid(tuple(axes), {}).points()
-    value, gradient = bias.value_and_gradient(points.reshape(-1, len(axes)))
+    parts = [bias.value_and_gradient(part) for part in torch.split(points.reshape(-1, len(axes)), _POINTS_AT_ONCE)]
+    value, gradient = (torch.cat(column) for column in zip(*parts, strict=True))
     slopes = {f"der_{axis.name}": gradient[:, k].reshape(points.shape[:-1]) for k, axis in enumerate(axes)}
     return PlumedGrid(tuple(axes), {f"{label}.bias": value.reshape(points.shape[:-1]), **slopes})
 

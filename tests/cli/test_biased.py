@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("openmm")
 
+from feynkac.cli.biased.bias import asked_nodes
 from feynkac.cli.biased.build import Setup
 from feynkac.cli.biased.config import MetadynamicsConfig
 from feynkac.cli.biased.files import GrowingFiles
@@ -53,6 +54,8 @@ def test_shipped_configs_can_be_built(name):
     assert setup.bias.grid_axes is not None
 
 
+PSI = "psi: {sigma: 0.3 rad}"
+DIFFERENCE = "{variable: phi, region: -1.5 rad .. 0 rad, bootstrap: 10}"
 WRONG = [
     ("phi: {sigma: 0.3 rad}", "phi: {sigma: 0.3}", "bias.variables.phi.sigma", "measured in rad"),
     ("phi: {sigma: 0.3 rad}", "phi: {sigma: 0.3 nm}", "bias.variables.phi.sigma", "measured in rad"),
@@ -72,6 +75,10 @@ WRONG = [
     ("record: 0.02 ps", "record: 0.1 ps", "dynamics.production", "fewer than 20 records"),
     ("record: 0.02 ps", "record: 1 fs", "dynamics.record", "shorter than the time step"),
     ("fill: 0.1 ps", "fill: 8 fs", "dynamics.fill", "before the first deposit"),
+    ("fill: 0.1 ps", "fill: -1 ps", "dynamics.fill", "must not be negative"),
+    ("production: 0.4 ps", "production: 0 ps", "dynamics.production", "must be positive"),
+    (PSI, "d: {sigma: 0.31 nm, range: 0.2 nm .. 0.8 nm}", "bias.variables.d.sigma", "0.52 of the variable's range"),
+    (DIFFERENCE, "{variable: d, region: 0.6 nm .. 0.7 nm}", "analysis.difference.region", "outside the range of d"),
     ("fill: 0.1 ps", "fill: 0.1 nm", "dynamics.fill", "wrong unit 'nm'"),
     ("walkers: 6", "walkers: 0", "dynamics.walkers", "greater than 0"),
     ("burn_in: 0.04 ps", "pace: 5", "'pace'", "is given twice"),
@@ -166,6 +173,41 @@ def test_grids_are_as_asked_for(workplace):
     assert setup.method.rct_points.shape == (4096, 4)
     assert float(setup.method.rct_points.abs().max()) <= math.pi
     assert float(setup.method.rct_points.mean(0).abs().max()) < 0.01
+
+
+def three(text):
+    """Of three variables, with a grid of 105 x 201 x 401 nodes, twice as fine for OPES."""
+    text = text.replace("  d: {dist", "  e: {distance: [1, 20]}\n  d: {dist")
+    more = "d: {sigma: 0.01 nm, range: 0.2 nm .. 0.6 nm}\n    e: {sigma: 0.01 nm, range: 0.4 nm .. 1.2 nm}"
+    return text.replace(PSI, more)
+
+
+def test_a_grid_of_too_many_nodes_is_not_made(workplace):
+    setup = build(three(OPES), workplace)
+    assert setup.bias.grid_axes is None
+    assert asked_nodes(setup.config, setup.bias.variables) == 210 * 401 * 801
+    with pytest.raises(
+        UserError,
+        match=r"^bias\.variables: the grid of the bias would have 8,463,105 nodes.*sigma.*bins.*compression",
+    ):
+        build(three(CONFIG), workplace)
+    assert asked_nodes(build(OPES, workplace).config, setup.bias.variables) == 0
+    small = build(OPES.replace(PSI, "d: {sigma: 0.02 nm, range: 0.2 nm .. 0.6 nm}"), workplace)
+    assert small.bias.grid_axes is not None
+
+
+def test_stages_may_have_no_length(workplace):
+    none = CONFIG.replace("fill: 0.1 ps", "fill: 0 ps\n  melt: 0 ps").replace("burn_in: 0.04 ps", "burn_in: 0 ps")
+    settings = build(none, workplace).settings
+    assert (settings.deposits, settings.burn_in_records, settings.melt_ps, settings.records) == (0, 0, 0.0, 20)
+
+
+def test_a_region_may_reach_into_a_range(workplace):
+    found = build(CONFIG.replace(DIFFERENCE, "{variable: d, region: 0.5 nm .. 0.7 nm}"), workplace)
+    assert found.request.difference.region.upper == 0.7
+    wider = "d: {sigma: 0.02 nm, range: 0.2 nm .. 0.9 nm}"  # the grid's range: walkers are pushed there
+    build(CONFIG.replace(PSI, wider).replace(DIFFERENCE, "{variable: d, region: 0.7 nm .. 0.8 nm}").replace(
+        "[phi, psi]", "[phi, d]"), workplace)  # fmt: skip
 
 
 def hills(names, heights=(1.0, 2.0)):

@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,13 @@ import torch
 pytest.importorskip("openmm")
 pytest.importorskip("mdtraj")
 
-from feynkac.cli.biased import journal
+from feynkac.cli.biased import bias as bias_module
+from feynkac.cli.biased import job, journal
 from feynkac.cli.biased.build import Setup
 from feynkac.cli.biased.config import MetadynamicsConfig
+from feynkac.cli.biased.numbers import numbers as all_numbers
 from feynkac.cli.biased.numbers import warnings_of
+from feynkac.cli.biased.plots import draw_convergence
 from feynkac.cli.biased.results import outcome_of
 from feynkac.cli.paths import resolve
 from feynkac.cli.run_folder import RunFolder
@@ -221,7 +226,7 @@ def test_report_draws_the_same_again(whole, workplace):
     assert page.count("data:image/png;base64,") == 6
     assert "Well-tempered metadynamics: A. Barducci" in page
     assert "OPES: M. Invernizzi" not in page
-    assert "independent samples behind" in page
+    assert "burn_in: 0.04 ps is only" in page
     for name in ("report.html", "fes.png"):
         (out / name).unlink()
     succeed("report", "out")
@@ -267,6 +272,76 @@ def test_other_variables_one_walker_and_no_tempering(workplace, change, files):
     if "range" in change[1]:
         assert "samples lay beyond an end of the bias's grid" in output
         assert numbers(workplace / "out")["outside"]["value"] > 10
+
+
+@pytest.mark.slow
+def test_absurd_errors_and_what_is_far_from_a_reference_are_said(whole):
+    out = whole / "well_tempered"
+    setup = Setup.build(load_config(out / "config.yaml", MetadynamicsConfig))
+    bias = RepulsionBias.from_state_dict(load_state(out / "bias")[0])
+    outcome = outcome_of(setup, read_weights(out / "weights.npz"), bias)
+    value, error = outcome.difference.value, outcome.difference.std_error
+
+    def beside(sigmas):
+        known = {"value": value + sigmas * math.hypot(error, 0.1), "std_error": 0.1}
+        reference = {"delta_f_kT": known, "probability_-1.5_phi_0": {}}
+        return replace(outcome, setup=replace(setup, reference=reference))
+
+    assert "3.5 combined errors from the reference's" in " ".join(warnings_of(beside(3.5), []))
+    assert "reference" not in " ".join(warnings_of(beside(2.5), []))
+    for sigmas, shown in ((0.0, True), (1e4, False)):
+        drawn = beside(sigmas)
+        left = draw_convergence(drawn, drawn.report, drawn.difference).axes[0]
+        names = [] if left.get_legend() is None else [text.get_text() for text in left.get_legend().get_texts()]
+        assert ("reference" in names) == shown
+    absurd = replace(outcome.difference, std_error=5e27)
+    report = replace(outcome.report, std_error=5e27, independent=1e4, autocorrelation=None)
+    wild = replace(outcome, difference=absurd, report=report)
+    texts = {number.key: number.text for number in all_numbers(wild)}
+    assert texts["delta_f_kT"].endswith("± unknown")
+    assert texts["delta_f_kJ_mol"].endswith("± unknown")
+    assert not {"std_error_correlation_kT", "independent"} & set(texts)
+    assert texts["delta_f_kT"] != {n.key: n.text for n in all_numbers(outcome)}["delta_f_kT"]
+    told = {number.key: number for number in all_numbers(outcome)}
+    tau = outcome.report.autocorrelation
+    for independent in (120.0, 121.0):
+        few = replace(outcome, report=replace(outcome.report, autocorrelation=tau, independent=independent))
+        assert ("independent" in {number.key for number in all_numbers(few)}) == (independent == 120.0)
+    assert re.match(r"\d+ in, \d+ out; \d of 6 walkers were in both", told["crossings"].remark)
+
+
+@pytest.mark.slow
+def test_a_bias_is_sampled_as_it_is_given(whole, workplace):
+    shutil.copytree(whole / "well_tempered", workplace / "first")
+    text = CONFIG.replace("  kind: well", "  start_from: [first/HILLS]\n  kind: well").replace("0.04 ps", "0 ps")
+    (workplace / "given.yaml").write_text(text.replace("fill: 0.1 ps", "fill: 0 ps"))
+    output = succeed("run", "given.yaml", "-o", "given")
+    assert "burn_in: 0 ps is only 0.0 correlation times" in output
+    given = RepulsionBias.from_state_dict(load_state(workplace / "given" / "bias")[0])
+    source = RepulsionBias.from_state_dict(load_state(workplace / "first" / "bias")[0])
+    assert torch.allclose(given.grid.values, source.grid.values, atol=1e-5)
+    assert float(source.grid.values.max()) > 1.0
+    found = arrays(workplace / "given" / "weights.npz")
+    assert found["log_weights"].shape == (20, 6)
+    assert found["log_weights"].max() > 0.01
+    assert numbers(workplace / "given")["deposits"]["value"] == 0
+    assert (workplace / "given" / "HILLS").read_bytes().count(b"\n") > 60
+    assert not {"COLVAR.fill", "filling.png"} & {path.name for path in (workplace / "given").iterdir()}
+    succeed("report", "given")
+
+
+@pytest.mark.slow
+def test_a_large_grid_is_not_written_as_text(workplace, monkeypatch):
+    monkeypatch.setattr(job, "_MOST_WRITTEN", 100)
+    succeed("run", "well_tempered.yaml", "-o", "out")
+    assert not (workplace / "out" / "bias.dat").exists()
+    assert (workplace / "out" / "bias").is_dir()
+    wide = OPES.replace("psi: {sigma: 0.3 rad}", "d: {sigma: 0.02 nm, range: 0.34 nm .. 0.4 nm}")
+    (workplace / "wide.yaml").write_text(wide)
+    monkeypatch.setattr(bias_module, "_MOST_NODES", 1000)
+    output = " ".join(succeed("run", "wide.yaml", "-o", "wide").split())
+    assert "nodes, too many: its kernels were summed without one" in output
+    assert "sigma of d is 0.33 of the variable's range" in output
 
 
 @pytest.mark.slow

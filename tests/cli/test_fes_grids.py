@@ -93,13 +93,28 @@ def test_grid_is_drawn_again(tmp_path):
     write(tmp_path / "HILLS", ("phi", "d"))
     run(tmp_path, "HILLS", "--no-plots", "--bin", "40,30", "--kt", KT, "--deltaf", "phi:0:2", "-o", "one.dat")
     before = (tmp_path / "one.dat").read_bytes()
-    (tmp_path / "one.json").rename(tmp_path / "hills.json")
-    run(tmp_path, "one.dat", "--kt", KT, "--deltaf", "phi:0:2")
+    (tmp_path / "elsewhere").mkdir()
+    output = run(tmp_path / "elsewhere", "../one.dat", "--kt", KT, "--deltaf", "phi:0:2")
     assert (tmp_path / "one.dat").read_bytes() == before
-    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
-    assert not (tmp_path / "fes.dat").exists()
-    mine, theirs = numbers(tmp_path / "one.json"), numbers(tmp_path / "hills.json")
-    assert mine["delta_f"] == pytest.approx(theirs["delta_f"], abs=1e-6)
+    assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == ["one_drawn.png"]
+    assert (tmp_path / "elsewhere" / "one_drawn.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["HILLS", "elsewhere", "one.dat", "one.json"]
+    delta_f = numbers(tmp_path / "one.json")["delta_f"]
+    assert f"{delta_f:.3g} kJ/mol" in output
+
+
+def test_grid_is_drawn_again_where_it_was_made(tmp_path):
+    write(tmp_path / "HILLS", ("phi",))
+    run(tmp_path, "HILLS")
+    made = {p.name for p in tmp_path.iterdir()}
+    assert "grid points" in run(tmp_path, "fes.dat", "--no-plots")
+    assert {p.name for p in tmp_path.iterdir()} == made
+    run(tmp_path, "fes.dat")
+    assert {p.name for p in tmp_path.iterdir()} - made == {"fes_drawn.png"}
+    again = run(tmp_path, "fes.dat", code=2)
+    assert "fes_drawn.png exists already; nothing is overwritten: choose another --outfile, or --no-plots" in again
+    run(tmp_path, "fes.dat", "-o", "third.dat")
+    assert {"third.dat", "third.png", "third.json"} < {p.name for p in tmp_path.iterdir()}
 
 
 def test_grid_is_projected(tmp_path):
@@ -114,10 +129,10 @@ def test_grid_is_projected(tmp_path):
 def test_grid_with_errors(tmp_path):
     text = HEADER.format("file.free uncertainty")
     (tmp_path / "fes.dat").write_text(text + " 0 1.5 0.1\n 1 0.0 0.1\n 2 0.5 0.2\n")
-    output = run(tmp_path, "fes.dat", "--kt", KT, "--deltaf", "-0.5..0.5")
+    output = run(tmp_path, "fes.dat", "--kt", KT, "--deltaf", "-0.5..0.5", "-o", "out.dat")
     assert "the errors of cells are correlated" in output
     expected = -KT * math.log(math.exp(-1.5 / KT) / (1 + math.exp(-0.5 / KT)))
-    assert numbers(tmp_path / "fes.json")["delta_f"] == pytest.approx(expected, abs=1e-9)
+    assert numbers(tmp_path / "out.json")["delta_f"] == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -139,8 +154,8 @@ def test_constant_and_unknown_grids(tmp_path):
     (tmp_path / "a.dat").write_text(text)
     assert "neither free energies" in run(tmp_path, "a.dat", code=2)
     (tmp_path / "b.dat").write_text(text.replace("other", "file.free"))
-    run(tmp_path, "b.dat")
-    assert numbers(tmp_path / "b.json")["span"] == 0
+    run(tmp_path, "b.dat", "-o", "d.dat")
+    assert numbers(tmp_path / "d.json")["span"] == 0
     (tmp_path / "c.dat").write_text(text.replace("other", "file.free").replace(" 2 1\n", ""))
     assert "truncated or altered" in run(tmp_path, "c.dat", code=2)
 

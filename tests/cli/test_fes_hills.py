@@ -259,6 +259,49 @@ def test_files_of_walkers_are_joined_in_time(tmp_path):
         np.testing.assert_allclose(columns["file.free"], expected, rtol=0, atol=2e-9)
 
 
+def test_files_inside_a_folder(tmp_path):
+    write(tmp_path / "HILLS", ("phi",), m=20)
+    (tmp_path / "st").mkdir()
+    run(tmp_path, "HILLS", "--stride", 10, "--no-plots", "-o", "st/")
+    assert sorted(p.name for p in (tmp_path / "st").iterdir()) == ["fes.json", "fes_0.dat", "fes_1.dat"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["HILLS", "st"]
+    run(tmp_path, "HILLS", "--negbias", "--no-plots", "-o", "st")
+    assert (tmp_path / "st" / "negativebias.dat").is_file()
+    run(tmp_path, "HILLS", "--stride", 10, "--no-plots", "-o", "part")
+    assert (tmp_path / "part0.dat").is_file()
+
+
+def test_hills_that_begin_with_those_of_another_file(tmp_path):
+    """Also where spaces differ; files that only share some of their hills are no such case."""
+    write(tmp_path / "SECOND", ("phi",), m=20)
+    lines = (tmp_path / "SECOND").read_text().splitlines()
+    head = sum(line.startswith("#!") for line in lines)
+    (tmp_path / "FIRST").write_text(
+        "\n".join([*lines[:head], *(" " + line for line in lines[head : head + 12])]) + "\n"
+    )
+    (tmp_path / "OTHER").write_text("\n".join([*lines[: head + 12], *lines[head:][15:]]) + "\n")
+    for k, words in enumerate((("FIRST", "SECOND"), ("SECOND", "FIRST"))):
+        output = run(tmp_path, *words, "--no-plots", "-o", f"{k}.dat")
+        assert "SECOND begins with all hills of FIRST: these are counted twice; leave FIRST out" in output
+        assert numbers(tmp_path / f"{k}.json")["hills"] == 32
+    assert "counted twice" not in run(tmp_path, "SECOND", "OTHER", "--no-plots", "-o", "c.dat")
+    assert "counted twice" not in run(tmp_path, "SECOND", "--no-plots", "-o", "d.dat")
+
+
+@pytest.mark.parametrize(
+    ("kT", "kelvin", "hint"),
+    [(0.596, 71.68, "was it kcal/mol?"), (300, 36081.71, "was it K"), (2.5, 300.68, None), (0.84, 101.03, None)],
+)
+def test_temperature_of_kT(tmp_path, kT, kelvin, hint):
+    write(tmp_path / "HILLS", ("phi",))
+    output = run(tmp_path, "HILLS", "--kt", kT, "--no-plots")
+    assert numbers(tmp_path / "fes.json")["temperature"] == pytest.approx(kelvin, abs=0.01)
+    assert "temperature implied by kT" in output
+    assert hint in output if hint else "--kt is in kJ/mol" not in output
+    run(tmp_path, "HILLS", "--no-plots", "-o", "none.dat")
+    assert "temperature" not in numbers(tmp_path / "none.json")
+
+
 # --- hills of this package's own bias, and PLUMED itself --------------------------------------------------------------
 
 
@@ -376,6 +419,7 @@ def test_hills_outside_the_grid_are_counted(tmp_path):
         (["--deltaf", "phi:0:2"], "--deltaf needs --kt"),
         (["--deltaf", "0..2", "--kt", "2.5"], "does not say of which variable"),
         (["--deltaf", "psi:0:2", "--kt", "2.5"], "--deltaf: no variable 'psi'; there are phi, d"),
+        (["--deltaf", "phi:0:120", "--kt", "2.5"], "phi is in rad, and degrees are typed phi:0deg:120deg"),
         (["--deltaf", "d:2:0", "--kt", "2.5"], "must lie below the upper end"),
         (["--deltaf", "d:0", "--kt", "2.5"], "expected LOW..HIGH or VARIABLE:LOW:HIGH"),
         (["--deltaf", "d:50:60", "--kt", "2.5"], "no grid point lies in 50 < d < 60"),
@@ -424,7 +468,9 @@ def test_nothing_is_overwritten(tmp_path):
     write(tmp_path / "HILLS", ("phi",))
     for name in ("fes.dat", "fes.png", "fes.json"):
         (tmp_path / name).write_text("mine")
-        assert f"{name} exists already" in run(tmp_path, "HILLS", code=2)
+        output = run(tmp_path, "HILLS", code=2)
+        assert f"{name} exists already" in output
+        assert ("or --no-plots" in output) == name.endswith(".png")
         assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["HILLS", name])
         (tmp_path / name).unlink()
 

@@ -1,17 +1,21 @@
 """`feynkac fes COLVAR`: reweighting with known answers, calibrated errors, every way to name walkers and weights."""
 
+import io
 import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from feynkac.cli.fes.axes import data_axes
 from feynkac.cli.fes.estimates import estimate
 from feynkac.cli.fes.options import FesOptions
+from feynkac.cli.fes.outputs import show
 from feynkac.cli.fes.samples import Samples, read_samples
 from feynkac.cli.fes.texts import parse_box
+from feynkac.cli.results import Number
 from feynkac.molecular.io import bias_columns, read_fes, write_colvar
 
 from ..molecular.free_energy_walkers import biased_walkers, double_well, exact_difference, log_weights
@@ -123,6 +127,21 @@ def test_all_ways_to_name_walkers_agree(tmp_path):
     assert d["delta_f"]["value"] == pytest.approx(a["delta_f"]["value"])
     assert d["crossings"]["value"] > 3 * a["crossings"]["value"]
     assert (tmp_path / "a.dat").read_text() == (tmp_path / "c.dat").read_text()
+
+
+def test_number_of_walkers_that_the_file_denies(tmp_path):
+    x = frames(200, 4)
+    write(tmp_path / "COLVAR", x, more={"walker": torch.arange(4.0).double().repeat(200)})
+    message = "--walkers 8: COLVAR has a column walker with 4; leave --walkers out"
+    assert message in run(tmp_path, "COLVAR", "--walkers", 8, *REGION, code=2)
+    assert [p.name for p in tmp_path.iterdir()] == ["COLVAR"]
+    # with the right number the column still tells whose a row is: here the walkers lie one after the other
+    write(tmp_path / "SORTED", x.T.reshape(-1, 1), more={"walker": torch.arange(4.0).double().repeat_interleave(200)})
+    run(tmp_path, "COLVAR", "--walkers", 4, *REGION, "--no-plots", "-o", "a.dat")
+    run(tmp_path, "SORTED", "--walkers", 4, *REGION, "--no-plots", "-o", "b.dat")
+    a, b = (numbers(tmp_path / f"{name}.json") for name in "ab")
+    assert a["crossings"] == b["crossings"]
+    assert a["delta_f"] == pytest.approx(b["delta_f"])
 
 
 def test_walkers_of_different_length(tmp_path):
@@ -274,6 +293,42 @@ def test_region_that_nobody_visited(tmp_path):
     assert json.loads((tmp_path / "fes.json").read_text())["numbers"]["delta_f"]["value"] == "inf"
 
 
+def test_rare_region_has_small_numbers_that_can_be_read(tmp_path):
+    """A basin whose frames weigh e^-30: no zeros for a probability, no count of more samples than frames."""
+    x = frames(400, 2)
+    steep = 2.5 * 30 * (x < 0).double().reshape(-1)
+    write(tmp_path / "COLVAR", x, more={"tilt": -steep})
+    words = ("COLVAR", "--walkers", 2, "--cv", "x", "--no-plots", *REGION)
+    output = run(tmp_path, *words, "--bias", "metad.bias", "--bias", "tilt")
+    (line,) = [line for line in output.splitlines() if "probability of -3" in line]
+    found = json.loads((tmp_path / "fes.json").read_text())["numbers"]
+    row = found["probability"]
+    assert 0 < row["value"] < 1e-9
+    assert f"{row['value']:.2e} ± {row['error']:.1e}" in line
+    assert "independent" not in found
+    run(tmp_path, *words, "--bias", "metad.bias", "-o", "plain.dat")
+    plain = numbers(tmp_path / "plain.json")
+    assert 2 < plain["independent"] < plain["frames"]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (Number("p", "", 2e-9, 1e-9), "2.00e-09 ± 1.0e-09"),
+        (Number("p", "", 2e-4, 1e-7), "2.00e-04 ± 1.0e-07"),
+        (Number("p", "", 0.0225, 0.00084), "0.02250 ± 0.00084"),
+        (Number("p", "", 0.0, 0.0), "0.00 ± 0.00"),
+        (Number("z", "", math.nan, None, "standard errors"), "not defined"),
+        (Number("z", "", -0.724, None, "standard errors"), "-0.724 standard errors"),
+        (Number("f", "", math.inf, math.nan, "kJ/mol"), "inf kJ/mol ± unknown"),
+    ],
+)
+def test_numbers_as_printed(number, text):
+    console = Console(record=True, width=100, file=io.StringIO())
+    show(console, [number], [], [])
+    assert console.export_text().split("\n")[1].strip() == text
+
+
 # --- surfaces ---------------------------------------------------------------------------------------------------------
 
 
@@ -324,6 +379,20 @@ def test_run_folder_brings_its_temperature(tmp_path):
     run(tmp_path, "run/COLVAR", "--no-plots", "--deltaf", "-3..0", "--temperature", 350, "-o", "b.dat")
     assert numbers(tmp_path / "a.json") == numbers(tmp_path / "b.json")
     assert (tmp_path / "a.dat").read_text() == (tmp_path / "b.dat").read_text()
+
+
+def test_another_temperature_than_the_run_s(tmp_path):
+    (tmp_path / "run").mkdir()
+    write(tmp_path / "run" / "COLVAR", frames(100, 1))
+    (tmp_path / "run" / "config.yaml").write_text("job: metadynamics\nsystem: {temperature: 300 K}\n")
+    for k, (words, other) in enumerate(
+        (((), None), (("--kt", 2.494), None), (("--kt", 0.596), "71.68 K"), (("--temperature", 310), "310 K"))
+    ):
+        output = run(tmp_path, "run", "--no-plots", "-o", f"{k}.dat", *words)
+        assert ("the run was at 300 K" in output) == (other is not None)
+        assert other is None or f"say {other}" in output
+    (tmp_path / "run" / "config.yaml").write_text("job: metadynamics\n")
+    assert "the run was at" not in run(tmp_path, "run", "--no-plots", "-o", "none.dat", "--kt", 2.5)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

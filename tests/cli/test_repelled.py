@@ -18,9 +18,12 @@ pytest.importorskip("diffusers")
 from PIL import Image
 
 from feynkac.cli.main import app
+from feynkac.cli.repelled.build import Plane
 from feynkac.cli.repelled.config import RepelledConfig
+from feynkac.cli.repelled.results import Batches, Outcome, numbers
 from feynkac.cli.validation import ConfigError, load_config
-from feynkac.fkc.bias import RepulsionBias
+from feynkac.fkc.bias import BiasVariable, RepulsionBias
+from feynkac.fkc.bias.rounds import Drawn, Round
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
@@ -204,6 +207,44 @@ def test_the_shipped_config_is_valid(workplace):
 def test_configs_that_make_no_sense_are_refused(workplace, change, message):
     with pytest.raises(ConfigError, match=message):
         load_config(workplace / "config.yaml", RepelledConfig, [change])
+
+
+def test_a_label_that_the_model_does_not_have_is_refused_in_one_line_and_leaves_no_folder(workplace):
+    said = complaint("run", "config.yaml", "-o", "out", "--set", "call.labels=[11]")
+    assert "call: ClassConditionalPixelPipeline refuses its call: class_labels: got 11" in said
+    assert "Traceback" not in said
+    assert not (workplace / "out").exists()
+
+
+def outcome_of(classes, plain=None):
+    """Two batches of two populations of two, of these classes out of three, under no bias."""
+    empty = RepulsionBias.well_tempered([BiasVariable("u", sigma=1.0)], kT=1.0, bias_factor=5.0, height=1.0)
+    drawn = Drawn(torch.zeros(4, 1), torch.zeros(4, dtype=torch.float64), None, torch.tensor([0, 0, 1, 1]))
+    rounds = tuple(Round(i, empty, drawn, empty) for i in range(2))
+
+    def batches(found):
+        shaped = torch.tensor(found).reshape(2, 2, 2)
+        return Batches(rounds, shaped, np.zeros((2, 2, 2, 8, 8), np.uint8), torch.ones(2, 2), (1.0, 1.0), ())
+
+    plane = Plane(torch.eye(1), torch.zeros(1), torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1]))
+    return Outcome(plane, batches(classes), None if plain is None else batches(plain), 3, False, 0)
+
+
+def test_shares_of_classes_that_were_not_seen_have_no_error_and_no_score():
+    some, other, none = [0, 0, 0, 1, 0, 0, 1, 1], [0, 1, 2, 1, 0, 0, 0, 1], [0] * 8
+    found = {n.key: n for n in numbers(outcome_of(some, other))}
+    assert (found["class_2"].text, found["class_2"].error) == ("0", None)
+    assert found["class_2"].remark.startswith("none seen; without the bias 0.125 ± ")
+    assert "z =" not in found["class_2"].remark
+    assert "z = " in found["class_1"].remark  # seen in both: scored, with an error
+    assert found["class_1"].error > 0.0
+    assert "of 2 classes" in found["largest_z"].remark
+    found = {n.key: n for n in numbers(outcome_of(other, none))}
+    assert found["class_2"].remark == "without the bias none seen"
+    assert found["class_0"].remark == "without the bias no other seen"
+    assert "largest_z" not in found
+    alone = {n.key: n for n in numbers(outcome_of(none))}
+    assert [alone[f"class_{c}"].remark for c in range(3)] == ["no other seen", "none seen", "none seen"]
 
 
 def test_what_cannot_run_is_refused_before_a_folder_is_made(workplace):

@@ -223,6 +223,17 @@ def test_samples_without_values_weigh_nothing():
         pool_rounds([one, dataclasses.replace(one, bias=empty(kT=1.0))])
 
 
+def test_means_take_values_or_a_function_of_them():
+    pooled = pool_rounds(list(bias_rounds(exact_draws(3, 50), empty(), filling=2)))
+    for f in (rare, lambda v: v[:, 0] > 0.3, lambda v: torch.stack([v[:, 0], v[:, 0] ** 2], dim=1)):
+        assert torch.equal(pooled.mean(f), pooled.mean(f(pooled.values)))
+        assert torch.equal(pooled.std_error(f), pooled.std_error(f(pooled.values)))
+    assert pooled.mean(lambda v: v[:, 0]) != pooled.mean(rare)
+    for wrong in (lambda v: v[:7, 0], lambda v: v.sum(), pooled.values[1:]):
+        with pytest.raises(ValueError, match="for 100 samples"):
+            pooled.mean(wrong)
+
+
 def test_rounds_far_apart_are_joined_by_their_evidences():
     """Two rounds that share no region say nothing of each other's normalizers: their own evidences stand."""
     center = torch.tensor([[3.0], [-3.0]], dtype=torch.float64)

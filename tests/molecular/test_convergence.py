@@ -226,3 +226,49 @@ def test_a_walker_counts_until_it_dies():
         count_crossings(x > 0.5, x < -0.5, alive=alive[:, :2])
     with pytest.raises(ValueError, match=r"core_a must be \(40, 3\) bool, got \(40, 2\)"):
         convergence(torch.arange(120).reshape(40, 3) % 3 == 0, torch.zeros(40, 3), kT=1.0, core_a=torch.ones(40, 2) > 2)
+
+
+def test_net_flux_into_a_region_is_named():
+    """34 walkers go in and one comes out: both halves may agree within their errors, the populations still move."""
+    x = torch.full((80, 96), -1.0, dtype=torch.float64)
+    for k in range(34):
+        x[2 * k + 5 :, k] = 1.0
+    x[:40, 95] = 1.0
+    x = x + 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    found = report(x, torch.zeros_like(x))
+    assert (found.crossings.entered, found.crossings.left) == (34, 1)
+    assert found.crossings.flux_z == pytest.approx(33 / math.sqrt(35))
+    text = "; ".join(found.verdicts)
+    assert "34 walkers' passages into the region and 1 out of it: the populations are still moving" in text
+    assert "the error bar is a lower bound" in text
+    # the other way is as bad
+    assert "1 walkers' passages into the region and 34 out of it" in said(-x, torch.zeros_like(x))
+    # negative control: as many out as in
+    x[:, 48:] = -x[:, :48]
+    balanced = report(x, torch.zeros_like(x))
+    assert balanced.crossings.entered == balanced.crossings.left == 34
+    assert not any("passages" in verdict for verdict in balanced.verdicts)
+    assert "lower bound" not in said(walkers(14))
+
+
+@pytest.mark.slow
+def test_net_flux_of_converged_walkers_is_within_its_error(reports):
+    z = torch.tensor([r.crossings.flux_z for r in reports])
+    assert min(r.crossings.total for r in reports) > 50
+    assert abs(float(z.mean())) < 5 / math.sqrt(REPEATS)
+    assert float(z.square().mean()) < 1.2
+    assert not any("passages" in verdict for r in reports for verdict in r.verdicts)
+
+
+def test_net_flux_of_many_walkers_that_cross_once_or_never():
+    """Short walkers in equilibrium, each with an event at most: the worst case for a variance of n + m."""
+    generator = torch.Generator().manual_seed(6)
+    flips = torch.rand(400, 20, 300, generator=generator) < 0.01
+    start = torch.rand(400, 1, 300, generator=generator) < 0.5
+    inside = (flips.cumsum(1) % 2 == 1) ^ start
+    z = torch.tensor([count_crossings(a, ~a).flux_z for a in inside])
+    assert calibration(z).passed
+    # negative control: all start outside
+    inside = flips.cumsum(1) % 2 == 1
+    assert not calibration(torch.tensor([count_crossings(a, ~a).flux_z for a in inside])).passed
+    assert count_crossings(inside[0] & False, ~inside[0]).flux_z == 0.0

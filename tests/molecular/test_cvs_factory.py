@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,9 @@ from feynkac.molecular.cvs import (
     GyrationRadius,
     Height,
     Lateral,
+    NodeDistances,
+    PathDistance,
+    PathProgress,
     RationalSwitch,
     Superposition,
     TorchScriptVariable,
@@ -313,3 +317,49 @@ def test_the_kinds():
         *("contact_map", "height", "lateral", "torchscript"),
     }
     assert build_variable("phi", "torsion", [0, 1, 2, 3]) == Torsion(0, 1, 2, 3, name="phi")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("coordination", {"group_a": [0, 1], "r0": "3 A"}, r"cn: r0 must be a number in nm, got '3 A'"),
+        ("coordination", {"group_a": [0, 1], "r0": 0.3, "d0": [0.1]}, r"cn: d0 must be a number in nm, got \[0\.1\]"),
+        ("coordination", {"group_a": [0, 1], "r0": "auto"}, r"cn: r0 must be a number in nm, got 'auto'"),
+        ("coordination", {"group_a": [0, 1], "r0": True}, r"cn: r0 must be a number in nm, got True"),
+        ("coordination", {"group_a": [0, 1], "r0": 0.3, "n": "6"}, r"cn: n must be a number, got '6'"),
+        ("height", {"atoms": [0], "plane": "5 A"}, r"cn: plane must be a number in nm, got '5 A'"),
+        ("path", {"reference": "none.pdb", "lambda": "500 /nm^2"}, r"cn: lambda must be a number or 'auto', got '500 "),
+    ],
+)
+def test_numbers_given_as_text_are_named(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_variable("cn", kind, options)
+
+
+def test_whole_and_numpy_numbers_are_taken():
+    np = pytest.importorskip("numpy")
+    built = build_variable("cn", "coordination", {"group_a": [0, 1], "r0": np.float32(0.5), "d0": 0, "n": 6.0})
+    assert built.switch.r0 == 0.5
+
+
+def test_printing_shows_sizes_and_no_coordinates(frames):
+    near = Superposition(frames, atoms=(0, 2, 4, 6), align=(0, 2, 4))
+    assert repr(near) == "Superposition(6 of 22 atoms, atoms=4 atoms, align=3 atoms, name='rmsd')"
+    shown = repr(RMSD(Superposition(frames[:1], atoms=(0, 2, 4)), name="dev"))
+    assert shown.startswith("RMSD(superposition=Superposition(1 of 22 atoms")
+    assert shown.endswith("name='dev')")
+    d = Distance(0, 5, name="d")
+    path = NodeDistances(Variables([d]), torch.tensor([[0.1], [0.2]]))
+    for printed in (near, path, PathProgress(near, 1.0), PathDistance(path, 1.0)):
+        assert "tensor" not in repr(printed)
+    assert "tensor" in repr(frames)  # negative control
+
+
+def test_the_examples_of_the_documentation_run():
+    text = (Path(__file__).parents[2] / "docs/collective_variables.md").read_text()
+    examples = [part.split("```")[0] for part in text.split("```python\n")[1:]]
+    names: dict = {}
+    for example in examples[:2]:
+        exec(example, names)
+    assert names["s"].shape == (1000, 5)
+    assert isinstance(names["dev"], RMSD)

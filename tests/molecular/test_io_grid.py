@@ -13,6 +13,7 @@ from feynkac.molecular.io import (
     append_colvar,
     bias_columns,
     bias_grid,
+    bias_tables,
     grid_axis,
     read_colvar,
     read_fes,
@@ -76,6 +77,26 @@ def test_bias_round_trip(tmp_path, axes):
         read_fes(tmp_path / "GRID")
     with pytest.raises(FileExistsError):
         write_bias_grid(tmp_path / "GRID", axes, bias)
+
+
+def test_a_large_grid_is_evaluated_in_parts(monkeypatch):
+    variables = [BiasVariable("phi", sigma=0.4, period=2 * PI)]
+    bias = RepulsionBias.well_tempered(variables, kT=2.5, bias_factor=6, height=3.0)
+    bias = bias.deposited(torch.tensor([[3.0]], dtype=torch.float64))
+    whole = bias_grid(bias)
+    rows, real = [], type(bias).value_and_gradient
+
+    def counted(self, values):
+        rows.append(len(values))
+        return real(self, values)
+
+    monkeypatch.setattr(type(bias), "value_and_gradient", counted)
+    monkeypatch.setattr(bias_tables, "_POINTS_AT_ONCE", 7)
+    parted = bias_grid(bias)
+    assert max(rows) == 7
+    assert sum(rows) == whole.columns["metad.bias"].numel() > 70
+    for name, column in whole.columns.items():
+        torch.testing.assert_close(parted.columns[name], column, rtol=0, atol=1e-12)
 
 
 def test_bias_on_its_own_grid_and_on_another(tmp_path):

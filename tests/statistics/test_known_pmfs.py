@@ -72,7 +72,7 @@ class Case:
 MB = MuellerBrown(0.05)
 MB_BOX = ((-3.0, 2.2), (-1.6, 3.4))
 CASES = {
-    "double well": Case(Wells(), 0.0, 0.015, (-0.19, 0.19), ((-0.3, 0.3), (-0.3, 0.3)), (-0.1, 0.0)),
+    "double well": Case(Wells(), 0.0, 0.015, (-0.19, 0.19), ((-0.3, 0.3), (-0.3, 0.3)), (-0.1, 0.0), burn_in=6000),
     "Mueller-Brown in x": Case(
         MB, 0.0, 0.1, (-1.6, 1.3), MB_BOX, (-0.56, 1.44), 0.06, melt=4000, burn_in=9000, production=12000
     ),

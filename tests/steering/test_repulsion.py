@@ -5,7 +5,9 @@ The truth is the law of a real DDIMPipeline at its 20 steps, N(0.49997, 0.43825)
 
 import dataclasses
 import math
+from importlib.resources import files
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from feynkac.fkc import NonFiniteWeightWarning
 from feynkac.fkc.bias import BiasVariable, GridAxis, RepulsionBias
 from feynkac.fkc.testing import ZTest
 from feynkac.steering import FKSteering, Gradient, SoftValueGuidance, SteeringError, attach, every
+from feynkac.steering.pixel_pipeline import load_pipeline
 from feynkac.steering.repulsion import Repulsion
 from feynkac.steering.resume import described
 from feynkac.steering.rewards import Brightness
@@ -284,6 +287,29 @@ def test_features_of_images_as_the_pipeline_decodes_them(pipe, gradient):
     assert not agrees(means_of(run, run.log_weights), chain.mean, 300)
     x = run.samples().double().flatten()
     assert torch.allclose(control.values(run).flatten(), (x / 2 + 0.5).clamp(0.0, 1.0), atol=0.003)
+
+
+@pytest.mark.parametrize("gradient", [None, Gradient()])
+def test_what_features_of_images_are_given(gradient):
+    """A list of PIL images, whatever the output; for a gradient a tensor besides."""
+    digits = load_pipeline(files("feynkac.data") / "digits_diffusion")
+    digits.set_progress_bar_config(disable=True)
+    given = set()
+
+    def ink(images):
+        if isinstance(images, torch.Tensor):
+            given.add(("tensor", tuple(images.shape[1:]), images.requires_grad))
+            return images.flatten(1).mean(dim=1)
+        given.update((type(images).__name__, image.mode, image.size) for image in images)
+        return torch.tensor([np.asarray(image).mean() / 255 for image in images])
+
+    bias = RepulsionBias.well_tempered([BiasVariable("ink", sigma=0.02)], kT=1.0, bias_factor=10.0, height=3.0)
+    control = Repulsion(bias.deposited(torch.tensor([[0.3]], dtype=torch.float64)), ink, gradient=gradient)
+    with attach(digits, control, particles=3, seed=0, transition="stochastic") as run:
+        digits(class_labels=[3], num_images_per_label=3, num_inference_steps=3, output_type="pt")
+    assert torch.isfinite(control.values(run)).all()
+    graph = set() if gradient is None else {("tensor", (1, 8, 8), True)}
+    assert given == {("list", "L", (8, 8))} | graph
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
