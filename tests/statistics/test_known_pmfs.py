@@ -81,7 +81,7 @@ CASES = {
     "Mueller-Brown, OPES": Case(MB, -math.pi / 4, 0.1, (-2.2, 1.2), MB_BOX, (-0.56, 1.44), 0.06, kind="opes"),
 }
 
-SHARE = dict.fromkeys(CASES, 4) | {"double well": 20, "Mueller-Brown, rotated": 8}
+SHARE = dict.fromkeys(CASES, 4) | {"double well": 8, "Mueller-Brown, rotated": 8}
 """Seeds of each case in the tests."""
 
 
