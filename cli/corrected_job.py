@@ -14,6 +14,7 @@ from ..fkc import Checkpoint, Expert, SMCResult
 from ..fkc.checkpoint import exists, load_state, save_state
 from ..fkc.collectors import DistinctRoots, EffectiveSampleSize, LogEvidence, Resampled
 from ..fkc.run_state import restore_run
+from .conclude import conclude
 from .corrected_build import Unit, build_model, level_sigmas, sample, settle, units, uses_rates
 from .corrected_config import CorrectedConfig
 from .corrected_experts import Moments, build_experts, expert_inputs
@@ -22,11 +23,9 @@ from .corrected_results import Outcome, numbers, warnings_of
 from .corrected_samples import arrays, write_outcome
 from .corrected_truth import truth_of
 from .errors import UserError
-from .job import show
 from .kinds import JobKind
 from .paths import resolve
 from .report.corrected_page import write_corrected_report
-from .results import as_json
 from .run_folder import RunFolder
 from .steer_results import write_arrays
 from .steer_rewards import named_errors
@@ -36,9 +35,7 @@ __all__ = ["KIND", "CorrectedJob"]
 
 def _redraw(folder: RunFolder, config: CorrectedConfig, console: Console) -> None:
     """`feynkac report`: pictures and report again, from the checkpoints of the finished run."""
-    outcomes = _outcomes(folder, config)
-    pictures = _write(folder, config, outcomes, first=False)
-    show(console, folder, numbers(outcomes), warnings_of(outcomes), pictures)
+    _conclude(folder, console, config, first=False)
 
 
 # --- the job --------------------------------------------------------------------------------------------------------
@@ -85,10 +82,7 @@ class CorrectedJob:
             for unit in every:
                 if _saved(folder, unit) != steps:
                     self._run(unit, folder, shown)
-        with console.status("writing results"):
-            outcomes = _outcomes(folder, self.config)
-            pictures = _write(folder, self.config, outcomes, first=True)
-        show(console, folder, numbers(outcomes), warnings_of(outcomes), pictures)
+        _conclude(folder, console, self.config, first=True)
 
     def _run(self, unit: Unit, folder: RunFolder, shown: Any) -> None:
         watch = Watch(folder, unit, self.sigmas, shown)
@@ -180,23 +174,25 @@ def _classes(classifier: Any, x: torch.Tensor) -> torch.Tensor:
     return found.reshape(x.shape[:2])
 
 
-def _write(folder: RunFolder, config: CorrectedConfig, outcomes: list[Outcome], *, first: bool) -> list[str]:
-    found, notes = numbers(outcomes), warnings_of(outcomes)
-    with folder.results_stage(as_json(found, notes) if first else None) as stage:
-        if first:
-            write_arrays(stage / "weights.npz", arrays(outcomes))
-            (stage / "samples").mkdir()
-            for outcome in outcomes:
-                write_outcome(stage / "samples", outcome)
-        return write_corrected_report(
-            stage,
-            config=config,
-            config_text=folder.config.read_text(encoding="utf-8"),
-            provenance=folder.recorded(),
-            outcomes=outcomes,
-            numbers=found,
-            warnings=notes,
-        )
+def _conclude(folder: RunFolder, console: Console, config: CorrectedConfig, *, first: bool) -> None:
+    """Write results and pictures, or pictures alone; then print."""
+    with console.status("reading what was sampled"):
+        outcomes = _outcomes(folder, config)
+    conclude(
+        console,
+        folder,
+        numbers(outcomes),
+        warnings_of(outcomes),
+        data=(lambda stage: _write_data(stage, outcomes)) if first else None,
+        report=lambda stage, frame: write_corrected_report(stage, frame, config=config, outcomes=outcomes),
+    )
+
+
+def _write_data(stage: Path, outcomes: list[Outcome]) -> None:
+    write_arrays(stage / "weights.npz", arrays(outcomes))
+    (stage / "samples").mkdir()
+    for outcome in outcomes:
+        write_outcome(stage / "samples", outcome)
 
 
 def _headline(job: CorrectedJob) -> str:

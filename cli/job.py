@@ -11,7 +11,6 @@ from typing import Protocol
 
 import torch
 from rich.console import Console
-from rich.text import Text
 
 from ..fkc.errors import NonFiniteWeightWarning, ParetoWarning
 from ..flows.importance import ImportanceResult, importance_sample
@@ -25,13 +24,14 @@ from ..molecular.io import write_weights as save_arrays
 from ..molecular.pipeline import Analysis, AnalysisRequest, WeightedDraws, analyse, evaluate_variables
 from ..molecular.systems import MolecularSystem
 from .build import build_energy, build_proposal, build_request, build_system, build_variables, with_system
+from .conclude import conclude
 from .config import RunConfig
 from .errors import UserError
 from .kinds import JobKind
 from .paths import resolve
 from .progress import sampling_progress
 from .report.page import write_report
-from .results import KHAT_LIMIT, Number, as_json, numbers
+from .results import KHAT_LIMIT, numbers
 from .run_folder import RunFolder
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
     "collected_warnings",
     "input_files",
     "read_draws",
-    "show",
     "write_tables",
 ]
 
@@ -91,11 +90,16 @@ class FreeEnergyJob:
             with console.status("computing free energies"):
                 draws = self._reduce(result)
                 analysis = analyse(draws, self.request)
-        found = numbers(analysis, self.request.difference, result.n_energy_calls)
-        notes = _notes(analysis, caught)
-        with console.status("writing results"):
-            pictures = self._write(folder, result, draws, analysis, found, notes)
-        show(console, folder, found, notes, pictures)
+        conclude(
+            console,
+            folder,
+            numbers(analysis, self.request.difference, result.n_energy_calls),
+            _notes(analysis, caught),
+            data=lambda stage: self._write_data(stage, result, draws, analysis),
+            report=lambda stage, frame: write_report(
+                stage, frame, config=self.config, draws=draws, request=self.request, analysis=analysis
+            ),
+        )
 
     def _sample(self, folder: RunFolder, console: Console) -> ImportanceResult:
         sampling = self.config.sampling
@@ -119,21 +123,11 @@ class FreeEnergyJob:
             kT=self.energy.kT,
         )
 
-    def _write(
-        self,
-        folder: RunFolder,
-        result: ImportanceResult,
-        draws: WeightedDraws,
-        analysis: Analysis,
-        found: list[Number],
-        notes: list[str],
-    ) -> list[str]:
-        with folder.results_stage(as_json(found, notes)) as stage:
-            write_trajectory(stage / "samples.dcd", stage / "samples.pdb", result.x, self.system.topology)
-            save_arrays(stage / "weights.npz", _arrays(draws, analysis))
-            _write_colvar(stage / "COLVAR", draws, self.variables)
-            write_tables(stage, analysis)
-            return _report(stage, folder, self.config, draws, self.request, analysis, found, notes)
+    def _write_data(self, stage: Path, result: ImportanceResult, draws: WeightedDraws, analysis: Analysis) -> None:
+        write_trajectory(stage / "samples.dcd", stage / "samples.pdb", result.x, self.system.topology)
+        save_arrays(stage / "weights.npz", _arrays(draws, analysis))
+        _write_colvar(stage / "COLVAR", draws, self.variables)
+        write_tables(stage, analysis)
 
 
 def _redraw(folder: RunFolder, config: RunConfig, console: Console) -> None:
@@ -145,10 +139,16 @@ def _redraw(folder: RunFolder, config: RunConfig, console: Console) -> None:
     with collected_warnings() as caught:
         analysis = analyse(draws, request)
     calls = int(recorded["numbers"]["energy_calls"]["value"])
-    found, notes = numbers(analysis, request.difference, calls), _notes(analysis, caught)
-    with folder.results_stage() as stage:
-        pictures = _report(stage, folder, config, draws, request, analysis, found, notes)
-    show(console, folder, found, notes, pictures)
+    conclude(
+        console,
+        folder,
+        numbers(analysis, request.difference, calls),
+        _notes(analysis, caught),
+        data=None,
+        report=lambda stage, frame: write_report(
+            stage, frame, config=config, draws=draws, request=request, analysis=analysis
+        ),
+    )
 
 
 def read_draws(folder: RunFolder) -> WeightedDraws:
@@ -172,43 +172,6 @@ def read_draws(folder: RunFolder) -> WeightedDraws:
         )
     except KeyError as error:
         raise UserError(f"{path}: has no array {error}") from error
-
-
-def show(console: Console, folder: RunFolder, found: list[Number], notes: list[str], pictures: list[str]) -> None:
-    """Print numbers, warnings and where everything is."""
-    console.print()
-    width = max(len(n.label) for n in found)
-    for n in found:
-        remark = (f"   {n.remark}", "dim") if n.remark else ""
-        console.print(Text.assemble(f"  {n.label:<{width}}  ", (n.text, "bold"), remark), soft_wrap=True)
-    for note in notes:
-        console.print(Text.assemble("\n", ("warning: ", "yellow"), note), soft_wrap=True)
-    console.print("\n  pictures and report", highlight=False)
-    for name in [*pictures, "report.html"]:
-        console.print(Text(f"    {folder.path / name}"), soft_wrap=True)
-
-
-def _report(
-    stage: Path,
-    folder: RunFolder,
-    config: RunConfig,
-    draws: WeightedDraws,
-    request: AnalysisRequest,
-    analysis: Analysis,
-    found: list[Number],
-    notes: list[str],
-) -> list[str]:
-    return write_report(
-        stage,
-        config=config,
-        config_text=folder.config.read_text(encoding="utf-8"),
-        provenance=folder.recorded(),
-        draws=draws,
-        request=request,
-        analysis=analysis,
-        numbers=found,
-        warnings=notes,
-    )
 
 
 def _arrays(draws: WeightedDraws, analysis: Analysis) -> dict[str, torch.Tensor]:

@@ -12,15 +12,15 @@ from torch import Tensor
 from ..fkc.checkpoint import exists, load_state, save_state
 from ..molecular.io import read_weights, write_colvar, write_trajectory
 from ..molecular.io import write_weights as save_arrays
+from .conclude import conclude
 from .errors import UserError
-from .job import collected_warnings, show, write_tables
+from .job import collected_warnings, write_tables
 from .kinds import JobKind
 from .molecule_build import Molecule, input_files
 from .molecule_config import MoleculeConfig
 from .molecule_progress import watching_moves
 from .molecule_results import Outcome, arrays_of, numbers, outcome_of, warnings_of
 from .report.molecule_page import write_molecule_report
-from .results import as_json
 from .run_folder import RunFolder
 from .steer_progress import keep_finished
 
@@ -104,22 +104,14 @@ def _conclude(
     caught: list[str],
 ) -> None:
     """Write the results of a run that has just been made (with its ``states``), or the pictures alone; then print."""
-    found, notes = numbers(outcome), warnings_of(outcome, caught)
-    with (
-        console.status("writing results"),
-        folder.results_stage(None if states is None else as_json(found, notes)) as stage,
-    ):
-        if states is not None:
-            _write_data(stage, outcome, states)
-        pictures = write_molecule_report(
-            stage,
-            config_text=folder.config.read_text(encoding="utf-8"),
-            provenance=folder.recorded(),
-            outcome=outcome,
-            numbers=found,
-            warnings=notes,
-        )
-    show(console, folder, found, notes, pictures)
+    conclude(
+        console,
+        folder,
+        numbers(outcome),
+        warnings_of(outcome, caught),
+        data=None if states is None else lambda stage: _write_data(stage, outcome, states),
+        report=lambda stage, frame: write_molecule_report(stage, frame, outcome=outcome),
+    )
 
 
 def _write_data(stage: Path, outcome: Outcome, states: dict[str, dict[str, Tensor]]) -> None:

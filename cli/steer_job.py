@@ -16,12 +16,11 @@ from ..fkc.errors import PopulationCollapsed
 from ..fkc.run_state import Checkpoint
 from ..steering import Control, Run, SteeringError, attach
 from ..steering.rewards import RewardError, WrongLength
+from .conclude import conclude
 from .errors import UserError
-from .job import show
 from .kinds import JobKind
 from .paths import resolve
 from .report.steer_page import write_steer_report
-from .results import as_json
 from .run_folder import RunFolder
 from .steer_build import PipelineCalls, check_folder, check_scheduler, load_model, one_thread_for_tiny_models
 from .steer_config import SteerConfig
@@ -97,9 +96,7 @@ class SteerJob:
                 if unit.name not in done:
                     self._run(unit, folder, watch)
         results, notes = _results(folder, self.config)
-        with console.status("writing results"):
-            pictures = _write(folder, self.config, results, notes, first=True)
-        show(console, folder, numbers(results), notes, pictures)
+        _conclude(folder, console, self.config, results, notes, first=True)
         if all(bool(result.run.population.collapsed.all()) for result in results if result.run.population is not None):
             raise UserError(f"{folder.path}: every sample was impossible under its reward; no weight is left")
 
@@ -176,8 +173,7 @@ def _trajectory(folder: RunFolder, unit: Unit) -> Path:
 def _redraw(folder: RunFolder, config: SteerConfig, console: Console) -> None:
     """Draw pictures and report of a finished job again, from its units' states and samples."""
     results, notes = _results(folder, config)
-    pictures = _write(folder, config, results, notes, first=False)
-    show(console, folder, numbers(results), notes, pictures)
+    _conclude(folder, console, config, results, notes, first=False)
 
 
 def _results(folder: RunFolder, config: SteerConfig) -> tuple[list[Result], list[str]]:
@@ -195,22 +191,18 @@ def _results(folder: RunFolder, config: SteerConfig) -> tuple[list[Result], list
     return results, warnings_of(results)
 
 
-def _write(
-    folder: RunFolder, config: SteerConfig, results: list[Result], notes: list[str], *, first: bool
-) -> list[str]:
-    found = numbers(results)
-    with folder.results_stage(as_json(found, notes) if first else None) as stage:
-        if first:
-            write_arrays(stage / "weights.npz", weight_arrays(results))
-        return write_steer_report(
-            stage,
-            config=config,
-            config_text=folder.config.read_text(encoding="utf-8"),
-            provenance=folder.recorded(),
-            results=results,
-            numbers=found,
-            warnings=notes,
-        )
+def _conclude(
+    folder: RunFolder, console: Console, config: SteerConfig, results: list[Result], notes: list[str], *, first: bool
+) -> None:
+    """Write weights and pictures, or pictures alone; then print."""
+    conclude(
+        console,
+        folder,
+        numbers(results),
+        notes,
+        data=(lambda stage: write_arrays(stage / "weights.npz", weight_arrays(results))) if first else None,
+        report=lambda stage, frame: write_steer_report(stage, frame, config=config, results=results),
+    )
 
 
 def _headline(job: SteerJob) -> str:

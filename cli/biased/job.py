@@ -16,10 +16,10 @@ from ...fkc.checkpoint import load_state, save_state
 from ...molecular.dynamics import MetadynamicsState, WalkerExploded, follow, prepare
 from ...molecular.io import bias_grid, read_weights, write_grid, write_trajectory
 from ...molecular.io import write_weights as save_arrays
+from ..conclude import conclude
 from ..errors import UserError
-from ..job import collected_warnings, show, write_tables
+from ..job import collected_warnings, write_tables
 from ..kinds import JobKind
-from ..results import as_json
 from ..run_folder import RunFolder
 from .build import Setup, input_files
 from .config import MetadynamicsConfig
@@ -128,22 +128,14 @@ def _conclude(
     folder: RunFolder, console: Console, outcome: Outcome, positions: Tensor | None, caught: list[str]
 ) -> None:
     """Write the results of a run just made (with the ``positions`` of its frames), or the pictures alone; print."""
-    found, notes = numbers(outcome), warnings_of(outcome, caught)
-    with (
-        console.status("writing results"),
-        folder.results_stage(None if positions is None else as_json(found, notes)) as stage,
-    ):
-        if positions is not None:
-            _write_data(stage, outcome, positions)
-        pictures = write_biased_report(
-            stage,
-            config_text=folder.config.read_text(encoding="utf-8"),
-            provenance=folder.recorded(),
-            outcome=outcome,
-            numbers=found,
-            warnings=notes,
-        )
-    show(console, folder, found, notes, pictures)
+    conclude(
+        console,
+        folder,
+        numbers(outcome),
+        warnings_of(outcome, caught),
+        data=None if positions is None else lambda stage: _write_data(stage, outcome, positions),
+        report=lambda stage, frame: write_biased_report(stage, frame, outcome=outcome),
+    )
 
 
 def _write_data(stage: Path, outcome: Outcome, positions: Tensor) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from ..report.citations import biased_citations
-from ..report.html import write_page
+from ..report.html import Frame, write_page
 from ..report.plots import draw_profiles, draw_surface
 from ..report.style import png
 from ..results import Number
@@ -24,12 +23,9 @@ _HIGHEST_KT = 20.0
 
 def write_biased_report(
     folder: Path,
+    frame: Frame,
     *,
-    config_text: str,
-    provenance: Mapping[str, Any],
     outcome: Outcome,
-    numbers: list[Number],
-    warnings: list[str],
 ) -> list[str]:
     """Write the pictures and ``report.html`` into ``folder``.
 
@@ -37,18 +33,14 @@ def write_biased_report(
         Names of the pictures.
     """
     config = outcome.setup.config
-    version = provenance.get("versions", {}).get("feynkac", "")
     return write_page(
         folder,
-        provenance=provenance,
+        frame,
         pictures={name: (png(fig), caption, wide) for name, (fig, caption, wide) in _figures(outcome).items()},
         title=config.name,
-        lead=_lead(outcome, version),
-        cards=_cards({n.key: n for n in numbers}),
-        numbers=numbers,
-        warnings=warnings,
-        config=config_text,
-        citations=biased_citations(config.bias.kind, config.system.force_field, version),
+        lead=_lead(outcome, frame.version),
+        cards=_cards(frame.shown),
+        citations=biased_citations(config.bias.kind, config.system.force_field, frame.version),
     )
 
 

@@ -15,10 +15,10 @@ from ...fkc.streams import split_seed
 from ...steering import SteeringError
 from ...steering.repel import Batch, repelled_batches
 from ...steering.rewards import RewardError, WrongLength
+from ..conclude import conclude
 from ..errors import UserError
-from ..job import collected_warnings, show
+from ..job import collected_warnings
 from ..kinds import JobKind
-from ..results import as_json
 from ..run_folder import RunFolder
 from ..steer_progress import keep_finished
 from .build import Plane, Sampler, repelled_inputs
@@ -119,22 +119,16 @@ class RepelledJob:
 
     def conclude(self, folder: RunFolder, console: Console, *, first: bool) -> None:
         """Write the results of a run whose units are done, and print the numbers."""
-        with console.status("writing results"):
+        with console.status("reading batches"):
             outcome = self._outcome(folder)
-            found, notes = numbers(outcome), warnings_of(outcome)
-            with folder.results_stage(as_json(found, notes) if first else None) as stage:
-                if first:
-                    write_data(stage, outcome)
-                pictures = write_repelled_report(
-                    stage,
-                    config=self.config,
-                    config_text=folder.config.read_text(encoding="utf-8"),
-                    provenance=folder.recorded(),
-                    outcome=outcome,
-                    numbers=found,
-                    warnings=notes,
-                )
-        show(console, folder, found, notes, pictures)
+        conclude(
+            console,
+            folder,
+            numbers(outcome),
+            warnings_of(outcome),
+            data=(lambda stage: write_data(stage, outcome)) if first else None,
+            report=lambda stage, frame: write_repelled_report(stage, frame, config=self.config, outcome=outcome),
+        )
 
     def _plane(self, folder: RunFolder) -> Plane:
         return Plane(**load_state(folder.checkpoint / _PLANE)[0])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from ..report.html import write_page
+from ..report.html import Frame, write_page
 from ..report.style import png
 from ..results import Number
 from . import plots
@@ -20,13 +18,10 @@ _DPI = 150
 
 def write_repelled_report(
     folder: Path,
+    frame: Frame,
     *,
     config: RepelledConfig,
-    config_text: str,
-    provenance: Mapping[str, Any],
     outcome: Outcome,
-    numbers: list[Number],
-    warnings: list[str],
 ) -> list[str]:
     """Write the pictures and ``report.html`` into ``folder``.
 
@@ -59,18 +54,14 @@ def write_repelled_report(
             True,
         ),
     }
-    version = provenance.get("versions", {}).get("feynkac", "")
     return write_page(
         folder,
-        provenance=provenance,
+        frame,
         pictures=pictures,
         title=config.name,
-        lead=_lead(config, version),
-        cards=_cards(numbers),
-        numbers=numbers,
-        warnings=warnings,
-        config=config_text,
-        citations=repelled_citations(config, version),
+        lead=_lead(config, frame.version),
+        cards=_cards(frame.numbers),
+        citations=repelled_citations(config, frame.version),
     )
 
 

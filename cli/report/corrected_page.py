@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -14,7 +13,7 @@ from ..corrected_results import Outcome
 from ..results import Number
 from . import corrected_plots as plots
 from .citations import CORRECTORS
-from .html import write_page
+from .html import Frame, write_page
 from .style import png
 
 __all__ = ["corrected_citations", "formula", "write_corrected_report"]
@@ -25,13 +24,10 @@ _KINDS = ("samples", "classes", "modes", "path")
 
 def write_corrected_report(
     folder: Path,
+    frame: Frame,
     *,
     config: CorrectedConfig,
-    config_text: str,
-    provenance: Mapping[str, Any],
     outcomes: Sequence[Outcome],
-    numbers: list[Number],
-    warnings: list[str],
 ) -> list[str]:
     """Write the pictures and ``report.html`` into ``folder``.
 
@@ -45,18 +41,14 @@ def write_corrected_report(
             if kind in figures:
                 figure, caption, wide = figures[kind]
                 pictures[f"{kind}_{name}"] = (png(figure, _DPI), caption, wide)
-    version = provenance.get("versions", {}).get("feynkac", "")
     return write_page(
         folder,
-        provenance=provenance,
+        frame,
         pictures=pictures,
         title=config.name,
-        lead=_lead(config, version),
-        cards=_cards(numbers, outcomes),
-        numbers=numbers,
-        warnings=warnings,
-        config=config_text,
-        citations=corrected_citations(config, version),
+        lead=_lead(config, frame.version),
+        cards=_cards(frame.numbers, outcomes),
+        citations=corrected_citations(config, frame.version),
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ..results import Number
 
-__all__ = ["render", "write_page"]
+__all__ = ["Frame", "render", "write_page"]
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -44,28 +45,68 @@ code { font-size: .92em; }
 """
 
 
+@dataclass(frozen=True)
+class Frame:
+    """What every report has beside its own.
+
+    Attributes:
+        config: text of the resolved config.
+        provenance: versions, platform, device and threads, as recorded.
+        numbers: every number.
+        warnings: sentences shown first.
+    """
+
+    config: str
+    provenance: Mapping[str, Any]
+    numbers: list[Number]
+    warnings: list[str]
+
+    @property
+    def version(self) -> str:
+        """Of feynkac, when the run started."""
+        return str(self.provenance.get("versions", {}).get("feynkac", ""))
+
+    @property
+    def shown(self) -> dict[str, Number]:
+        """Numbers by key."""
+        return {n.key: n for n in self.numbers}
+
+
 def write_page(
     folder: Path,
+    frame: Frame,
     *,
-    provenance: Mapping[str, Any],
     pictures: Mapping[str, tuple[bytes, str, bool]],
-    **content: Any,
+    title: str,
+    lead: str,
+    cards: Sequence[tuple[str, str]],
+    citations: Sequence[str],
 ) -> list[str]:
     """Write the pictures and ``report.html`` into ``folder``.
 
     Args:
         folder: of the run.
-        provenance: versions, platform, device and threads, as recorded.
-        pictures: as for :func:`render`.
-        **content: the other arguments of :func:`render`.
+        frame: what every report has.
+        pictures, title, lead, cards, citations: as for :func:`render`.
 
     Returns:
         Names of the pictures.
     """
     for name, (picture, _, _) in pictures.items():
         (folder / f"{name}.png").write_bytes(picture)
-    machine = {k: str(provenance[k]) for k in ("platform", "device", "torch_threads") if k in provenance}
-    page = render(pictures=pictures, versions={**provenance.get("versions", {}), **machine}, **content)
+    known = frame.provenance
+    machine = {k: str(known[k]) for k in ("platform", "device", "torch_threads") if k in known}
+    page = render(
+        title=title,
+        lead=lead,
+        cards=cards,
+        numbers=frame.numbers,
+        pictures=pictures,
+        warnings=frame.warnings,
+        versions={**known.get("versions", {}), **machine},
+        config=frame.config,
+        citations=citations,
+    )
     (folder / "report.html").write_text(page, encoding="utf-8")
     return [f"{name}.png" for name in pictures]
 

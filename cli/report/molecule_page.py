@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -13,7 +12,7 @@ from ..molecule_results import Outcome
 from ..results import Number
 from . import molecule_plots as plots
 from .citations import CORRECTORS, force_field_citations
-from .html import write_page
+from .html import Frame, write_page
 from .plots import draw_weights
 from .style import png
 
@@ -24,12 +23,9 @@ _DPI = 150
 
 def write_molecule_report(
     folder: Path,
+    frame: Frame,
     *,
-    config_text: str,
-    provenance: Mapping[str, Any],
     outcome: Outcome,
-    numbers: list[Number],
-    warnings: list[str],
 ) -> list[str]:
     """Write the pictures and ``report.html`` into ``folder``.
 
@@ -37,19 +33,15 @@ def write_molecule_report(
         Names of the pictures.
     """
     config = outcome.molecule.config
-    version = provenance.get("versions", {}).get("feynkac", "")
     drawn = _figures(outcome).items()
     return write_page(
         folder,
-        provenance=provenance,
+        frame,
         pictures={name: (png(fig, _DPI), caption, wide) for name, (fig, caption, wide) in drawn},
         title=config.name,
-        lead=_lead(config, version),
-        cards=_cards({n.key: n for n in numbers}),
-        numbers=numbers,
-        warnings=warnings,
-        config=config_text,
-        citations=molecule_citations(config, version),
+        lead=_lead(config, frame.version),
+        cards=_cards(frame.shown),
+        citations=molecule_citations(config, frame.version),
     )
 
 

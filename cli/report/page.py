@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -13,7 +12,7 @@ from ..config import RunConfig
 from ..results import Number
 from . import plots
 from .citations import citations
-from .html import write_page
+from .html import Frame, write_page
 from .style import png
 
 __all__ = ["write_report"]
@@ -21,15 +20,12 @@ __all__ = ["write_report"]
 
 def write_report(
     folder: Path,
+    frame: Frame,
     *,
     config: RunConfig,
-    config_text: str,
-    provenance: Mapping[str, Any],
     draws: WeightedDraws,
     request: AnalysisRequest,
     analysis: Analysis,
-    numbers: list[Number],
-    warnings: list[str],
 ) -> list[str]:
     """Write the pictures and ``report.html`` into ``folder``.
 
@@ -39,28 +35,23 @@ def write_report(
     pictures = {
         name: (png(fig), caption, wide) for name, (fig, caption, wide) in _figures(draws, request, analysis).items()
     }
-    shown = {n.key: n for n in numbers}
-    version = provenance.get("versions", {}).get("feynkac", "")
     return write_page(
         folder,
-        provenance=provenance,
+        frame,
         pictures=pictures,
         title=config.name,
-        lead=_lead(config, provenance),
-        cards=_cards(shown),
-        numbers=numbers,
-        warnings=warnings,
-        config=config_text,
-        citations=citations(config, version),
+        lead=_lead(config, frame.version),
+        cards=_cards(frame.shown),
+        citations=citations(config, frame.version),
     )
 
 
-def _lead(config: RunConfig, provenance: Mapping[str, Any]) -> str:
+def _lead(config: RunConfig, version: str) -> str:
     source = config.proposal.checkpoint or config.proposal.plugin
     return (
         f"{config.sampling.samples:,} draws of {source}, weighted to {' + '.join(config.system.force_field)} "
         f"at {config.system.temperature:g} K; seed {config.sampling.seed}; "
-        f"feynkac {provenance.get('versions', {}).get('feynkac', '')}."
+        f"feynkac {version}."
     )
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
 from ...steering.plots import image_grid, plot_ancestry, plot_run
-from ..results import Number
 from ..steer_config import SteerConfig
 from ..steer_results import Result
-from .html import write_page
+from .html import Frame, write_page
 from .style import png
 
 __all__ = ["steer_citations", "write_steer_report"]
@@ -28,13 +26,10 @@ _KINDS = ("samples", "run", "ancestry")
 
 def write_steer_report(
     folder: Path,
+    frame: Frame,
     *,
     config: SteerConfig,
-    config_text: str,
-    provenance: Mapping[str, Any],
     results: Sequence[Result],
-    numbers: list[Number],
-    warnings: list[str],
 ) -> list[str]:
     """Write the pictures and ``report.html`` into ``folder``.
 
@@ -48,22 +43,18 @@ def write_steer_report(
         for slug, figures in drawn:
             figure, caption = figures[kind]
             pictures[f"{kind}_{slug}"] = (png(figure, _DPI), caption, wide)
-    version = provenance.get("versions", {}).get("feynkac", "")
     return write_page(
         folder,
-        provenance=provenance,
+        frame,
         pictures=pictures,
         title=config.name,
-        lead=_lead(config, provenance),
+        lead=_lead(config, frame.version),
         cards=_cards(results),
-        numbers=numbers,
-        warnings=warnings,
-        config=config_text,
-        citations=steer_citations(config, version),
+        citations=steer_citations(config, frame.version),
     )
 
 
-def _lead(config: SteerConfig, provenance: Mapping[str, Any]) -> str:
+def _lead(config: SteerConfig, version: str) -> str:
     s = config.steering
     target = " + ".join(f"{reward.scale:g} {reward.name}" for reward in config.rewards)
     if s.method == "soft-value":
@@ -74,7 +65,7 @@ def _lead(config: SteerConfig, provenance: Mapping[str, Any]) -> str:
     return (
         f"{config.model.folder} with {config.model.scheduler}, {s.method}: {s.particles} particles{candidates}, "
         f"weighted to the pipeline's own law times exp({target}); {seeds}; "
-        f"feynkac {provenance.get('versions', {}).get('feynkac', '')}."
+        f"feynkac {version}."
     )
 
 
