@@ -158,9 +158,7 @@ def read_draws(folder: RunFolder) -> WeightedDraws:
         FileFormatError: if ``weights.npz`` is damaged.
         UserError: if it lacks an array.
     """
-    path = folder.path / "weights.npz"
-    if not path.is_file():
-        raise UserError(f"{path}: missing, although the run is complete")
+    path = folder.finished_file("weights.npz")
     arrays = read_weights(path)
     try:
         return WeightedDraws(

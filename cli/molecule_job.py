@@ -13,7 +13,6 @@ from ..fkc.checkpoint import exists, load_state, save_state
 from ..molecular.io import read_weights, write_colvar, write_trajectory
 from ..molecular.io import write_weights as save_arrays
 from .conclude import conclude
-from .errors import UserError
 from .job import collected_warnings, write_tables
 from .kinds import JobKind
 from .molecule_build import Molecule, input_files
@@ -35,12 +34,10 @@ def _redraw(folder: RunFolder, config: MoleculeConfig, console: Console) -> None
     Raises:
         UserError: the run is not complete, or its arrays are missing.
     """
-    place = folder.path / "weights.npz"
-    if not place.is_file():
-        raise UserError(f"{place}: missing, although the run is complete")
+    arrays = read_weights(folder.finished_file("weights.npz"))
     molecule = Molecule.build(config)
     with collected_warnings() as caught:
-        outcome = outcome_of(molecule, read_weights(place))
+        outcome = outcome_of(molecule, arrays)
     _conclude(folder, console, outcome, None, caught)
 
 

@@ -108,6 +108,17 @@ class RunFolder:
             raise UserError(f"{self.path / _RESULTS}: damaged: {error}") from error
         return content
 
+    def finished_file(self, name: str) -> Path:
+        """Path of a file that a complete run has.
+
+        Raises:
+            UserError: if it is missing.
+        """
+        path = self.path / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing, although the run is complete")
+        return path
+
     def recorded(self) -> dict[str, Any]:
         """The provenance section of the config."""
         section = load_yaml(self.config).data.get(PROVENANCE)

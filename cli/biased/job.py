@@ -45,13 +45,11 @@ def _redraw(folder: RunFolder, config: MetadynamicsConfig, console: Console) -> 
         UserError: the run is not complete, or a file is missing.
         CheckpointError: the bias is damaged.
     """
-    place = folder.path / "weights.npz"
-    if not place.is_file():
-        raise UserError(f"{place}: missing, although the run is complete")
+    arrays = read_weights(folder.finished_file("weights.npz"))
     setup = Setup.build(config)
     bias = RepulsionBias.from_state_dict(load_state(folder.path / _BIAS)[0])
     with collected_warnings() as caught, console.status("computing free energies"):
-        outcome = outcome_of(setup, read_weights(place), bias)
+        outcome = outcome_of(setup, arrays, bias)
     _conclude(folder, console, outcome, None, caught)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...fkc.pareto import pareto_smooth
-from ...fkc.weights import effective_sample_size
+from ...fkc.weights import effective_sample_size, normalize
 from ...molecular.free_energy import (
     Axis,
     BlockErrorCurve,
@@ -232,7 +232,7 @@ def _groups(logs: Tensor, memory: float, options: FesOptions) -> tuple[Tensor, s
 
 def _curve(a: Tensor, b: Tensor | None, logs: Tensor) -> BlockErrorCurve | None:
     """Error of Delta F in kT for growing blocks: that of the mean of 1_B / P(B) - 1_A / P(A), which is zero."""
-    weights = torch.softmax(logs.reshape(-1), 0).reshape(logs.shape)
+    weights = normalize(logs.reshape(-1)).reshape(logs.shape)
     b = ~a if b is None else b
     p, q = float(weights[a].sum()), float(weights[b & (logs > -math.inf)].sum())
     if not (p > 0 and q > 0) or logs.numel() < 8:

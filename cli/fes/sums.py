@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...fkc.bias.shapes import SHAPES, Shape
+from ...fkc.bias.variables import shortest
 from ...fkc.ops import kernel_sum
 from ...molecular.free_energy import Axis
 from ...molecular.io import HillsTable, OpesTable, hills_value_and_gradient
@@ -205,8 +206,6 @@ class _Span:
     def of(cls, axis: Axis, first: int, stop: int, centers: Tensor, reach: Tensor, period: float | None) -> _Span:
         points = axis.points()[first:stop]
         middle, half = float(points[0] + points[-1]) / 2, float(points[-1] - points[0]) / 2
-        away = centers - middle
-        if period is not None:
-            away = away - period * torch.round(away / period)
+        away = shortest(centers - middle, period)
         slack = 1e-9 * max(1.0, math.fabs(middle))
         return cls(points, slice(first, stop), away.abs() <= half + reach + slack)

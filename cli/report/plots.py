@@ -13,6 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MultipleLocator, NullFormatter, PercentFormatter, ScalarFormatter
 
+from ...fkc.weights import normalize
 from ...molecular.free_energy import Axis, FreeEnergyDifference, FreeEnergySurface
 from ...molecular.pipeline import Analysis, DifferenceRequest, RunningEstimate, WeightedDraws
 from .style import ACCENT, INK, MUTED, SECOND, Array, figure, label, style_axes, styled, to_display
@@ -162,7 +163,7 @@ def draw_density(draws: WeightedDraws, axes: tuple[Axis, Axis]) -> Figure:
     fig, panels = figure(8.6, 4.0, 2, sharey=True)
     keep = torch.isfinite(draws.log_weights)
     values = [to_display(axis, draws.variables[axis.name][keep]) for axis in axes]
-    weights = torch.softmax(draws.log_weights[keep], 0).numpy()
+    weights = normalize(draws.log_weights[keep]).numpy()
     edges = [to_display(axis, np.linspace(axis.lower, axis.upper, 91)) for axis in axes]
     raw, weighted = (
         np.histogram2d(values[0], values[1], bins=edges, weights=w, density=True)[0] for w in (None, weights)

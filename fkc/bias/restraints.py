@@ -29,8 +29,8 @@ def _positive(**numbers: float) -> None:
 
 
 @dataclass(frozen=True)
-class UpperWall:
-    """k ((s - at + offset) / scale)^exponent where that is positive (PLUMED's UPPER_WALLS).
+class _PowerWall:
+    """A power of the way beyond a wall.
 
     Attributes:
         at: where the wall stands, in the unit of the variable.
@@ -51,13 +51,31 @@ class UpperWall:
         if not (self.exponent >= 1.0 and math.isfinite(self.exponent)):
             raise ValueError(f"exponent: got {self.exponent!r}, expected at least 1")
 
+    def _power(self, beyond: Tensor) -> tuple[Tensor, Tensor]:
+        """k (beyond / scale)^exponent where that is positive, and its derivative."""
+        scaled = beyond.clamp_min(0.0) / self.scale
+        value = self.stiffness * scaled**self.exponent
+        slope = self.stiffness * self.exponent / self.scale * scaled ** (self.exponent - 1.0)
+        return value, torch.where(beyond <= 0.0, 0.0, slope + 0.0 * beyond)  # NaN stays NaN
+
+
+class UpperWall(_PowerWall):
+    """k ((s - at + offset) / scale)^exponent where that is positive (PLUMED's UPPER_WALLS).
+
+    Attributes:
+        at: where the wall stands, in the unit of the variable.
+        stiffness: k, energy.
+        exponent: at least 1.
+        scale: unit of the variable.
+        offset: the wall begins this much before ``at``.
+    """
+
     def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """R and dR/ds, (B,) each."""
-        return _power(values - self.at + self.offset, self.stiffness, self.exponent, self.scale)
+        return self._power(values - self.at + self.offset)
 
 
-@dataclass(frozen=True)
-class LowerWall:
+class LowerWall(_PowerWall):
     """k ((at + offset - s) / scale)^exponent where that is positive.
 
     The sign of the offset is that of PLUMED's code of LOWER_WALLS, not of its manual; with odd exponents PLUMED's
@@ -71,18 +89,9 @@ class LowerWall:
         offset: the wall begins this much before ``at``.
     """
 
-    at: float
-    stiffness: float
-    exponent: float = 2.0
-    scale: float = 1.0
-    offset: float = 0.0
-
-    def __post_init__(self) -> None:
-        UpperWall(self.at, self.stiffness, self.exponent, self.scale, self.offset)
-
     def value_and_gradient(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """R and dR/ds, (B,) each."""
-        value, slope = _power(self.at + self.offset - values, self.stiffness, self.exponent, self.scale)
+        value, slope = self._power(self.at + self.offset - values)
         return value, -slope
 
 
@@ -134,10 +143,3 @@ class FlatBottom:
         beyond = torch.where(distance.abs() > self.half_width, distance - distance.sign() * self.half_width, 0.0)
         beyond = torch.where(distance.isnan(), distance, beyond)
         return 0.5 * self.stiffness * beyond * beyond, self.stiffness * beyond
-
-
-def _power(beyond: Tensor, stiffness: float, exponent: float, scale: float) -> tuple[Tensor, Tensor]:
-    scaled = beyond.clamp_min(0.0) / scale
-    value = stiffness * scaled**exponent
-    slope = stiffness * exponent / scale * scaled ** (exponent - 1.0)
-    return value, torch.where(beyond <= 0.0, 0.0, slope + 0.0 * beyond)  # NaN stays NaN

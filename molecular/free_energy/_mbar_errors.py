@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...fkc.weights import normalize
 from .bootstrap import check_groups
 
 __all__ = ["MixtureErrors"]
@@ -75,7 +76,7 @@ class MixtureErrors:
         response = -torch.linalg.pinv(hessian, hermitian=True, rtol=1e-12)
         bare = cls(
             kept=kept,
-            weights=(log_weights - torch.logsumexp(log_weights, 0)).exp(),
+            weights=normalize(log_weights),
             shares=shares,
             response=response,
             rounds=rounds,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...fkc.bias import SHAPES
+from ...fkc.bias.variables import differences
 from ...fkc.ops import kernel_sum
 from .hills import HillsTable
 
@@ -69,9 +70,8 @@ def _summed(table: HillsTable, points: Tensor, heights: Tensor) -> tuple[Tensor,
     at_once = max(1, _ELEMENTS_AT_ONCE // max(1, len(points)))
     for first in range(0, len(table), at_once):
         some = slice(first, first + at_once)
-        difference = points[:, None] - table.centers[some]
-        turns = torch.where(periods > 0, torch.round(difference / torch.where(periods > 0, periods, 1.0)), 0.0)
-        reduced = torch.einsum("mij,bmj->bmi", inverse[some], difference - periods * turns)
+        away = differences(points[:, None], table.centers[some], periods)
+        reduced = torch.einsum("mij,bmj->bmi", inverse[some], away)
         q = 0.5 * reduced.square().sum(-1)
         inside = ~(q >= shape.cutoff)  # NaN is kept
         exponential = torch.where(inside, shape.scale * heights[some] * torch.exp(-q), 0.0)

@@ -14,7 +14,6 @@ from feynkac.molecular.free_energy import (
     Axis,
     FewEffectiveSamplesWarning,
     Mbar,
-    MbarError,
     block_groups,
     free_energy_difference,
     mbar,
@@ -241,15 +240,11 @@ def test_the_global_generators_are_left_alone():
     assert before[2] == random.getstate()
 
 
-def test_rounds_that_do_not_overlap_have_no_overlap_scalar_or_no_solution():
+def test_rounds_that_do_not_overlap_have_no_overlap_scalar():
     x = torch.randn(200, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     far = torch.cat([x[:100], x[100:] + 60.0])
     u = torch.stack([0.5 * far**2, 0.5 * (far - 60) ** 2])
-    try:
-        found = mbar(u, [100, 100])
-    except MbarError:
-        return
-    assert found.overlap_scalar < 1e-6
+    assert mbar(u, [100, 100]).overlap_scalar < 1e-6
 
 
 @pytest.mark.parametrize(
