@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..flows import Proposal, load_flow
 from ..molecular.cvs import CollectiveVariable, UnknownAtomError
 from ..molecular.cvs import build_variables as build_known_variables
 from ..molecular.energies import BatchedForceField, Energy, OpenMMEnergy, measure_platforms
 from ..molecular.free_energy import Axis, Region
 from ..molecular.pipeline import AnalysisRequest, DifferenceRequest, SurfaceRequest
 from ..molecular.systems import MolecularSystem, load_system
-from .config import AnalysisConfig, EnergyConfig, ProposalConfig, SystemConfig, VariableConfig
+from .config import AnalysisConfig, EnergyConfig, SystemConfig, VariableConfig
 from .errors import UserError
 from .paths import resolve
-from .plugins import load_plugin
+from .plugins import call_plugin, load_plugin
 from .variable_config import dimension_of
 
 __all__ = [
     "build_energy",
-    "build_proposal",
     "build_request",
     "build_system",
     "build_variables",
@@ -98,32 +95,8 @@ def build_energy(config: EnergyConfig, system: MolecularSystem, temperature: flo
     if config.engine == "openmm":
         return OpenMMEnergy(system.system, topology=system.topology, temperature=temperature, platform=config.platform)
     factory = load_plugin("feynkac.energies", config.engine)
-    energy: Energy = _call(factory, config.engine, system, temperature=temperature, **config.options)
+    energy: Energy = call_plugin(factory, config.engine, system, temperature=temperature, **config.options)
     return energy
-
-
-def build_proposal(config: ProposalConfig, system: MolecularSystem) -> Proposal:
-    """The proposal that the config names.
-
-    Raises:
-        UserError: for an unknown plugin, or a proposal of another number of atoms.
-        CheckpointError: for a truncated or altered checkpoint.
-        MoleculeMismatch: for a checkpoint of another molecule.
-    """
-    if config.checkpoint is not None:
-        proposal: Proposal = load_flow(
-            resolve(config.checkpoint, Path()),
-            elements=system.elements,
-            names=[atom.name for atom in system.topology.atoms()],
-        )
-    else:
-        name = str(config.plugin)
-        proposal = _call(load_plugin("feynkac.proposals", name), name, system, **config.options)
-    if tuple(proposal.event_shape) != (system.n_atoms, 3):
-        raise UserError(
-            f"proposal: draws have shape {tuple(proposal.event_shape)}, but the molecule has {system.n_atoms} atoms"
-        )
-    return proposal
 
 
 def build_variables(config: AnalysisConfig, topology: Any) -> list[CollectiveVariable]:
@@ -184,7 +157,7 @@ def _difference(config: AnalysisConfig, variables: dict[str, CollectiveVariable]
 def _variable(name: str, config: VariableConfig) -> CollectiveVariable:
     """The variable of a plugin."""
     plugin = str(config.plugin)
-    plugged: CollectiveVariable = _call(load_plugin("feynkac.cvs", plugin), plugin, name=name, **config.options)
+    plugged: CollectiveVariable = call_plugin(load_plugin("feynkac.cvs", plugin), plugin, name=name, **config.options)
     return plugged
 
 
@@ -214,13 +187,3 @@ def _check_units(config: AnalysisConfig, variables: dict[str, CollectiveVariable
         if dimension != dimension_of(unit) and not (config.variables[name].plugin is not None and not unit):
             kind = "a plain number" if dimension == "number" else f"a unit of {dimension}"
             raise UserError(f"{where}: {name} is measured in {unit or 'plain numbers'}, not in {kind}")
-
-
-def _call(factory: Any, label: str, *args: Any, **kwargs: Any) -> Any:
-    if not callable(factory):
-        raise UserError(f"plugin {label!r} is a {type(factory).__name__}, which cannot be called")
-    try:
-        inspect.signature(factory).bind(*args, **kwargs)
-    except TypeError as error:
-        raise UserError(f"plugin {label!r} does not accept its options: {error}") from error
-    return factory(*args, **kwargs)

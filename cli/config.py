@@ -23,7 +23,6 @@ __all__ = [
     "AnalysisConfig",
     "EnergyConfig",
     "ExistingPath",
-    "RunConfig",
     "Section",
     "SystemConfig",
     "VariableConfig",
@@ -110,30 +109,6 @@ class EnergyConfig(Section):
         return self
 
 
-class ProposalConfig(Section):
-    """Where proposed structures come from: a checkpoint folder, or a plugin with its options."""
-
-    checkpoint: ExistingPath | None = None
-    plugin: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ProposalConfig:
-        if (self.checkpoint is None) == (self.plugin is None):
-            raise ValueError("needs either checkpoint: FOLDER or plugin: NAME, and not both")
-        if self.checkpoint is not None and self.options:
-            raise ValueError("options are for plugins; a checkpoint has none")
-        return self
-
-
-class SamplingConfig(Section):
-    """How many draws, in chunks of which size, from which seed."""
-
-    samples: Annotated[int, Field(ge=2)]
-    chunk_size: Positive = 2000
-    seed: Seed
-
-
 class SurfaceConfig(Section):
     """The free-energy surface along one or two variables."""
 
@@ -197,15 +172,3 @@ class AnalysisConfig(Section):
         if wrong is not None:
             raise wrong
         return self
-
-
-class RunConfig(Section):
-    """`feynkac run`: draw from a proposal, weight by the energy, compute free energies."""
-
-    job: Literal["free_energy"]
-    name: RunName
-    system: SystemConfig
-    energy: EnergyConfig = EnergyConfig()
-    proposal: ProposalConfig
-    sampling: SamplingConfig
-    analysis: AnalysisConfig

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["UserError", "explained", "user_errors"]
+__all__ = ["UserError", "explained", "first_line", "named_errors", "user_errors"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,6 +67,23 @@ def explained(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(2) from None
 
     return run
+
+
+@contextmanager
+def named_errors(field: str) -> Iterator[None]:
+    """What goes wrong inside is the user's to mend, and stands after the field's name."""
+    from ..steering.errors import SteeringError
+
+    try:
+        yield
+    except (SteeringError, ImportError, OSError, ValueError, TypeError) as error:
+        raise UserError(f"{field}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Of its message, or its class."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _complain(label: str, text: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,6 @@ from rich.text import Text
 
 from .errors import UserError
 from .paths import default_run_folder
-from .progress import resumable
 from .run_folder import RunFolder
 from .validation import load_config
 from .yaml_lines import load_yaml
@@ -69,7 +69,7 @@ class JobKind:
         folder = RunFolder.create(path, job.config, inputs)
         console.print(Text(f"{config.name}: {self.headline(job)} into {path}"), soft_wrap=True)
         try:
-            with resumable(console, path):
+            with _resumable(console, path):
                 job.execute(folder, console)
         except UserError:
             _withdraw(folder)
@@ -86,7 +86,7 @@ class JobKind:
         folder.check_inputs(self.inputs(config))
         with console.status(self.building):
             job = self.build(config, folder)
-        with resumable(console, folder.path):
+        with _resumable(console, folder.path):
             job.execute(folder, console)
 
     def report(self, console: Console, folder: RunFolder) -> None:
@@ -102,15 +102,15 @@ class JobKind:
 
 
 _KINDS = {
-    "free_energy": ("run", "job"),
-    "corrected": ("run", "corrected_job"),
-    "annealed_molecule": ("run", "molecule_job"),
+    "free_energy": ("run", "free_energy.job"),
+    "corrected": ("run", "corrected.job"),
+    "annealed_molecule": ("run", "molecule.job"),
     "metadynamics": ("run", "biased.job"),
     "repelled": ("run", "repelled.job"),
-    "steer": ("steer", "steer_job"),
-    "train": ("train", "training_job"),
-    "train_value": ("train", "value_job"),
-    "train_diffusion": ("train", "diffusion_train_job"),
+    "steer": ("steer", "steer.job"),
+    "train": ("train", "training.flow_job"),
+    "train_value": ("train", "training.value_job"),
+    "train_diffusion": ("train", "training.diffusion_job"),
 }
 """``job:`` of a config -> the command that starts it, and its module, which is imported when it is needed."""
 
@@ -145,3 +145,13 @@ def _withdraw(folder: RunFolder) -> None:
     if [part.name for part in folder.path.iterdir()] == [folder.config.name]:
         folder.config.unlink()
         folder.path.rmdir()
+
+
+@contextmanager
+def _resumable(console: Console, path: Path) -> Iterator[None]:
+    """Says how to go on where the work inside is interrupted from the keyboard."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(Text(f"what was done is kept; go on with: feynkac resume {path}"), soft_wrap=True)
+        raise

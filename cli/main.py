@@ -166,7 +166,7 @@ def steer(
     """Steer a diffusers pipeline to rewards: weighted samples, log-evidence, a folder with report and data."""
     from .commands.steer import steer as command
     from .paths import config_path
-    from .steer_options import steer_config
+    from .steer.options import steer_config
 
     single = {
         "--model": model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from ..fkc.plugins import PluginError, find_object
 from .errors import UserError
 
-__all__ = ["GROUPS", "Plugin", "installed", "load_plugin"]
+__all__ = ["GROUPS", "Plugin", "call_plugin", "installed", "load_plugin"]
 
 GROUPS = {
     "feynkac.proposals": "factory(system, **options) -> flows.Proposal",
@@ -49,3 +50,18 @@ def load_plugin(group: str, name: str) -> Any:
         return find_object(group, name)
     except PluginError as error:
         raise UserError(str(error)) from error
+
+
+def call_plugin(factory: Any, label: str, *args: Any, **kwargs: Any) -> Any:
+    """What the factory of a plugin makes of the arguments.
+
+    Raises:
+        UserError: it cannot be called, or not with these.
+    """
+    if not callable(factory):
+        raise UserError(f"plugin {label!r} is a {type(factory).__name__}, which cannot be called")
+    try:
+        inspect.signature(factory).bind(*args, **kwargs)
+    except TypeError as error:
+        raise UserError(f"plugin {label!r} does not accept its options: {error}") from error
+    return factory(*args, **kwargs)

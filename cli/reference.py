@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, named_errors
 from .paths import resolve
-from .steer_rewards import named_errors
 
 __all__ = ["read_reference"]
 

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -140,17 +140,22 @@ class RunFolder:
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(dict(record)) + "\n")
 
-    def keep_metrics(self) -> int:
-        """Drop the half line that a killed run may have left in ``metrics.jsonl``; returns the whole ones."""
+    def keep_metrics(self, wanted: Callable[[dict[str, Any]], bool] = lambda record: True) -> int:
+        """Drop the half line that a killed run may have left in ``metrics.jsonl``; returns the whole ones.
+
+        Args:
+            wanted: of a line's record; lines of work that is done again go too.
+        """
         if not self.metrics.is_file():
             return 0
         kept = []
         for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                json.loads(line)
+                record = json.loads(line)
             except ValueError:
                 break
-            kept.append(line + "\n")
+            if wanted(record):
+                kept.append(line + "\n")
         _replace(self.metrics, "".join(kept).encode())
         return len(kept)
 

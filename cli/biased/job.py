@@ -16,11 +16,12 @@ from ...fkc.checkpoint import load_state, save_state
 from ...molecular.dynamics import MetadynamicsState, WalkerExploded, follow, prepare
 from ...molecular.io import bias_grid, read_weights, write_grid, write_trajectory
 from ...molecular.io import write_weights as save_arrays
+from ..caught import collected_warnings
 from ..conclude import conclude
 from ..errors import UserError
-from ..job import collected_warnings, write_tables
 from ..kinds import JobKind
 from ..run_folder import RunFolder
+from ..tables import write_tables
 from .build import Setup, input_files
 from .config import MetadynamicsConfig
 from .journal import Journal

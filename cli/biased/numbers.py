@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...fkc.bias import OpesBias
 from ...molecular.free_energy.difference import FEW_EFFECTIVE_SAMPLES
-from ..job import VARIABLE
 from ..results import KHAT_LIMIT, Number, region_text
+from ..tables import VARIABLE
 from .bias import asked_nodes
 from .results import Outcome
 from .watch import outside_grid

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ...molecular.free_energy import Axis, ConvergenceReport, FreeEnergyDifference
 from ...steering.plot_style import colour
-from ..job import VARIABLE
 from ..report.style import ACCENT, INK, MUTED, SECOND, Array, figure, style_axes, styled, to_display
 from ..report.surface_parts import closed, closed_points, shade_region
+from ..tables import VARIABLE
 from .results import Outcome
 
 __all__ = ["draw_convergence", "draw_filling", "draw_halves", "draw_walkers"]

@@ -31,7 +31,7 @@ from ...molecular.free_energy import (
 from ...molecular.free_energy.difference import FewEffectiveSamplesWarning
 from ...molecular.pipeline import DifferenceRequest, SurfaceRequest
 from ..errors import UserError
-from ..job import VARIABLE
+from ..tables import VARIABLE
 from .build import Setup
 from .watch import cores
 

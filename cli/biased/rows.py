@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...molecular.dynamics import Record, Staged
 from ...molecular.pipeline import evaluate_variables
-from ..job import VARIABLE
+from ..tables import VARIABLE
 from .build import Setup
 
 __all__ = ["RESTRAINT", "Rows", "values_of"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..kinds import job_kind
-from ..steer_config import SteerConfig
+from ..steer.config import SteerConfig
 
 __all__ = ["steer"]
 

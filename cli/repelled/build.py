@@ -16,13 +16,13 @@ from ...steering import Control, every
 from ...steering.asking import BATCH_ARGUMENTS
 from ...steering.projection import Projection
 from ...steering.repulsion import Repulsion
-from ..errors import UserError
+from ..errors import UserError, first_line, named_errors
 from ..paths import resolve
-from ..steer_build import PipelineCalls, check_folder, check_scheduler, load_model, one_thread_for_tiny_models
-from ..steer_job import steer_inputs
-from ..steer_rewards import build_controls, build_rewards, first_line, named_errors
-from ..steer_samples import output_samples
-from ..steer_units import Condition, conditions
+from ..steer.build import PipelineCalls, check_folder, check_scheduler, load_model, one_thread_for_tiny_models
+from ..steer.job import steer_inputs
+from ..steer.rewards import build_controls, build_rewards
+from ..steer.samples import output_samples
+from ..steer.units import Condition, conditions
 from .config import RepelledConfig
 
 __all__ = ["Plane", "Sampler", "repelled_inputs"]

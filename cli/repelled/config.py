@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ..config import ExistingPath, Positive, RunName, Section, Seed
-from ..steer_config import CallConfig, ModelConfig, RewardConfig, SteerConfig, SteeringConfig
+from ..steer.config import CallConfig, ModelConfig, RewardConfig, SteerConfig, SteeringConfig
 
 __all__ = ["BatchesConfig", "BiasConfig", "FeaturesConfig", "RepelledConfig"]
 

@@ -15,12 +15,11 @@ from ...fkc.streams import split_seed
 from ...steering import SteeringError
 from ...steering.repel import Batch, repelled_batches
 from ...steering.rewards import RewardError, WrongLength
+from ..caught import collected_warnings
 from ..conclude import conclude
 from ..errors import UserError
-from ..job import collected_warnings
 from ..kinds import JobKind
 from ..run_folder import RunFolder
-from ..steer_progress import keep_finished
 from .build import Plane, Sampler, repelled_inputs
 from .config import RepelledConfig
 from .page import write_repelled_report
@@ -73,7 +72,7 @@ class RepelledJob:
     def execute(self, folder: RunFolder, console: Console) -> None:
         """Run what is not done yet, then write every result, and print the numbers."""
         done = {unit for unit in self.units() if exists(folder.checkpoint / unit)}
-        keep_finished(folder, done)
+        folder.keep_metrics(lambda line: line.get("unit") in done)
         if _PLANE not in done:
             with console.status("drawing from the model to find the plane"):
                 save_state(folder.checkpoint / _PLANE, self.sampler.fit_plane().state(), {})

@@ -14,8 +14,8 @@ from torch import Tensor
 from ...fkc.bias import RepulsionBias
 from ...fkc.bias.rounds import Drawn, Round
 from ...steering.repel import Batch
-from ..steer_results import write_arrays
-from ..steer_samples import output_samples
+from ..steer.samples import output_samples
+from ..tables import write_arrays
 from .results import Batches, Outcome
 
 __all__ = ["arrays", "batches_of", "bias_in", "metrics_of", "state_of", "write_data"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..config import RunConfig
-
 __all__ = ["CORRECTORS", "biased_citations", "citations", "force_field_citations"]
 
 CORRECTORS = (
@@ -52,12 +50,12 @@ _FORCE_FIELDS = {
 _SPLINES = "Neural spline flows: C. Durkan, A. Bekasov, I. Murray, G. Papamakarios, NeurIPS 32 (2019)."
 
 
-def citations(config: RunConfig, version: str) -> list[str]:
-    """References for a run, one line each."""
+def citations(force_field: Sequence[str], version: str, *, flow: bool) -> list[str]:
+    """References for draws of a proposal, a flow or another, weighted to a force field; one line each."""
     found = [line.format(version=version) for line in _ALWAYS]
-    if config.proposal.checkpoint is not None:
+    if flow:
         found.insert(2, _SPLINES)
-    return found + force_field_citations(config.system.force_field)
+    return found + force_field_citations(force_field)
 
 
 def force_field_citations(files: Sequence[str]) -> list[str]:

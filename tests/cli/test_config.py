@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from feynkac.cli.config import RunConfig
 from feynkac.cli.errors import UserError
+from feynkac.cli.free_energy.config import FreeEnergyConfig
 from feynkac.cli.paths import default_run_folder, resolve, shipped
 from feynkac.cli.validation import ConfigError, load_config
 
@@ -44,12 +44,12 @@ def config_file(tmp_path):
 
 def problems(path: Path, *overrides: str) -> list[str]:
     with pytest.raises(UserError) as caught:
-        load_config(path, RunConfig, overrides)
+        load_config(path, FreeEnergyConfig, overrides)
     return str(caught.value).splitlines()
 
 
 def test_a_config_is_read(config_file):
-    config = load_config(config_file, RunConfig)
+    config = load_config(config_file, FreeEnergyConfig)
     assert config.system.temperature == 300.0
     assert config.system.pdb == str(config_file.parent / "molecule.pdb")
     assert config.sampling.chunk_size == 2000
@@ -58,16 +58,16 @@ def test_a_config_is_read(config_file):
 
 
 def test_a_resolved_config_reads_back_the_same(config_file, tmp_path):
-    config = load_config(config_file, RunConfig)
+    config = load_config(config_file, FreeEnergyConfig)
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     data = config.model_dump(mode="json", exclude_none=True) | {"provenance": {"versions": {}}}
     (folder / "config.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
-    assert load_config(folder / "config.yaml", RunConfig) == config
+    assert load_config(folder / "config.yaml", FreeEnergyConfig) == config
 
 
 def test_configs_are_frozen(config_file):
-    config = load_config(config_file, RunConfig)
+    config = load_config(config_file, FreeEnergyConfig)
     with pytest.raises(ValueError, match="frozen"):
         config.name = "other"
 
@@ -112,7 +112,7 @@ def test_all_mistakes_are_listed_at_once(config_file):
     found = problems(config_file)
     assert len(found) == 3  # the wrong temperature, the unknown key, the missing one
     with pytest.raises(ConfigError):
-        load_config(config_file, RunConfig)
+        load_config(config_file, FreeEnergyConfig)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_missing_files_and_folders(tmp_path):
 
 def test_overrides(config_file):
     config = load_config(
-        config_file, RunConfig, ["sampling.seed=7", "analysis.surface.bins=[3, 4]", "energy.precision=single"]
+        config_file, FreeEnergyConfig, ["sampling.seed=7", "analysis.surface.bins=[3, 4]", "energy.precision=single"]
     )
     assert config.sampling.seed == 7
     assert config.analysis.surface.bins == (3, 4)

@@ -13,12 +13,12 @@ pytest.importorskip("diffusers")
 import itertools
 
 from feynkac.cli.commands.run import run
-from feynkac.cli.corrected_build import build_model, build_target, level_sigmas, settle, uses_rates
-from feynkac.cli.corrected_config import CorrectedConfig
-from feynkac.cli.corrected_experts import build_experts, mixture_law
-from feynkac.cli.corrected_exponent import Exponent
-from feynkac.cli.corrected_job import CorrectedJob
-from feynkac.cli.corrected_truth import final_powers, truth_of
+from feynkac.cli.corrected.build import build_model, build_target, level_sigmas, settle, uses_rates
+from feynkac.cli.corrected.config import CorrectedConfig
+from feynkac.cli.corrected.experts import build_experts, mixture_law
+from feynkac.cli.corrected.exponent import Exponent
+from feynkac.cli.corrected.job import CorrectedJob
+from feynkac.cli.corrected.truth import final_powers, truth_of
 from feynkac.cli.errors import UserError
 from feynkac.cli.paths import resolve
 from feynkac.cli.validation import load_config

@@ -17,9 +17,9 @@ pytest.importorskip("diffusers")
 
 from PIL import Image
 
-from feynkac.cli.corrected_config import CorrectedConfig
-from feynkac.cli.corrected_experts import build_experts
-from feynkac.cli.corrected_progress import Watch
+from feynkac.cli.corrected.config import CorrectedConfig
+from feynkac.cli.corrected.experts import build_experts
+from feynkac.cli.corrected.progress import Watch
 from feynkac.cli.main import app
 from feynkac.cli.run_folder import RunFolder
 from feynkac.cli.validation import load_config
@@ -54,7 +54,7 @@ classifier: data:digits_classifier
 """
 DEADLY = """\
 import os, signal
-from feynkac.cli import corrected_progress
+from feynkac.cli.corrected import progress as corrected_progress
 whole = corrected_progress.Watch.__call__
 def deadly(self, state, info):
     seconds = whole(self, state, info)

@@ -19,8 +19,8 @@ pytest.importorskip("mdtraj")
 import itertools
 
 from feynkac.cli.main import app
-from feynkac.cli.molecule_build import Molecule
-from feynkac.cli.molecule_config import MoleculeConfig
+from feynkac.cli.molecule.build import Molecule
+from feynkac.cli.molecule.config import MoleculeConfig
 from feynkac.cli.paths import resolve
 from feynkac.cli.run_folder import RunFolder
 from feynkac.cli.validation import load_config
@@ -83,7 +83,7 @@ FILES = {
 }
 DEADLY = """\
 import os, signal
-from feynkac.cli import molecule_build
+from feynkac.cli.molecule import build as molecule_build
 whole = molecule_build.Molecule.draw_cold
 def deadly(self, population, spread, began, *, weighted):
     if population == 1:

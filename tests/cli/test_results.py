@@ -8,10 +8,11 @@ import matplotlib
 import pytest
 import torch
 
+from feynkac.cli.free_energy.numbers import numbers
 from feynkac.cli.report import plots
 from feynkac.cli.report.html import render
 from feynkac.cli.report.style import png
-from feynkac.cli.results import Number, as_json, numbers
+from feynkac.cli.results import Number, as_json
 from feynkac.molecular.free_energy import Axis, Region
 from feynkac.molecular.pipeline import (
     AnalysisRequest,

@@ -16,10 +16,10 @@ pytest.importorskip("diffusers")
 
 from PIL import Image
 
-from feynkac.cli import steer_build
 from feynkac.cli.kinds import job_kind
 from feynkac.cli.main import app
 from feynkac.cli.run_folder import RunFolder
+from feynkac.cli.steer import build as steer_build
 
 from ..steering.zoo import row
 

@@ -8,14 +8,14 @@ from typer.testing import CliRunner
 
 pytest.importorskip("diffusers")
 
-from feynkac.cli import steer_job
 from feynkac.cli.errors import UserError
 from feynkac.cli.main import app
 from feynkac.cli.paths import resolve, shipped
-from feynkac.cli.steer_config import SteerConfig
-from feynkac.cli.steer_options import _reward, steer_config
-from feynkac.cli.steer_rewards import build_controls, reward_options
-from feynkac.cli.steer_units import Condition, Unit, units
+from feynkac.cli.steer import job as steer_job
+from feynkac.cli.steer.config import SteerConfig
+from feynkac.cli.steer.options import _reward, steer_config
+from feynkac.cli.steer.rewards import build_controls, reward_options
+from feynkac.cli.steer.units import Condition, Unit, units
 from feynkac.cli.validation import load_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

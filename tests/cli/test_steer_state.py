@@ -7,9 +7,9 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from feynkac.cli.steer_results import numbers, result_of, warnings_of, weight_arrays
-from feynkac.cli.steer_state import as_one_population, from_state, join_runs, to_state
-from feynkac.cli.steer_units import Condition
+from feynkac.cli.steer.results import numbers, result_of, warnings_of, weight_arrays
+from feynkac.cli.steer.state import as_one_population, from_state, join_runs, to_state
+from feynkac.cli.steer.units import Condition
 from feynkac.fkc import Population
 from feynkac.fkc.checkpoint import load_state, save_state
 from feynkac.steering import Run, StepRecord

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from feynkac.cli.errors import UserError
 from feynkac.cli.main import app
 from feynkac.cli.paths import resolve, shipped
-from feynkac.cli.train_config import TrainConfig
+from feynkac.cli.training.flow_config import TrainConfig
 from feynkac.cli.validation import load_config
 
 pytest.importorskip("openmm")
@@ -77,7 +77,7 @@ def test_a_flow_is_trained_and_can_be_run(workplace):
 
 
 def test_a_stopped_training_goes_on(workplace, monkeypatch):
-    from feynkac.cli import training_job
+    from feynkac.cli.training import flow_job as training_job
 
     class Stop(Exception):
         pass

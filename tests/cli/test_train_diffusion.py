@@ -12,14 +12,14 @@ from typer.testing import CliRunner
 pytest.importorskip("openmm")
 pytest.importorskip("diffusers")
 
-from feynkac.cli import diffusion_train_job
-from feynkac.cli.diffusion_train_config import DiffusionTrainConfig
 from feynkac.cli.errors import UserError
 from feynkac.cli.kinds import job_kind
 from feynkac.cli.main import app
 from feynkac.cli.paths import resolve
 from feynkac.cli.run_folder import RunFolder
-from feynkac.cli.training_job import training_inputs
+from feynkac.cli.training import diffusion_job as diffusion_train_job
+from feynkac.cli.training.diffusion_config import DiffusionTrainConfig
+from feynkac.cli.training.flow_job import training_inputs
 from feynkac.cli.validation import load_config
 from feynkac.molecular.diffusion import MoleculePipeline
 from feynkac.molecular.diffusion.training import DenoiserFit

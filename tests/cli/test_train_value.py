@@ -16,8 +16,8 @@ from feynkac.cli.kinds import job_kind
 from feynkac.cli.main import app
 from feynkac.cli.paths import resolve
 from feynkac.cli.run_folder import RunFolder
+from feynkac.cli.training.value_config import ValueConfig
 from feynkac.cli.validation import load_config
-from feynkac.cli.value_config import ValueConfig
 from feynkac.steering.learned import LearnedValue, collecting, training
 
 SMALL = """\
@@ -120,7 +120,7 @@ def test_a_changed_reward_is_noticed(workplace):
     (workplace / "judge.txt").write_text("one")
     config = SMALL.replace("model: data:digits_classifier", f"model: {workplace / 'judge.txt'}")
     (workplace / "value.yaml").write_text(config)
-    from feynkac.cli.value_job import value_inputs
+    from feynkac.cli.training.value_job import value_inputs
 
     loaded = load_config(workplace / "value.yaml", ValueConfig)
     folder = RunFolder.create(workplace / "run", loaded, value_inputs(loaded))

@@ -8,8 +8,8 @@ import torch
 import yaml
 
 from feynkac.cli.build import build_request, build_variables
-from feynkac.cli.config import RunConfig
 from feynkac.cli.errors import UserError
+from feynkac.cli.free_energy.config import FreeEnergyConfig
 from feynkac.cli.paths import resolve
 from feynkac.cli.validation import load_config
 from feynkac.molecular.cvs import Cell, Distance, Height, Linear, PathProgress, RationalSwitch, UnknownAtomError
@@ -91,7 +91,7 @@ def frames():
 
 
 def test_every_kind_is_read_built_and_evaluated(folder, topology, frames):
-    config = load_config(written(folder, KINDS), RunConfig)
+    config = load_config(written(folder, KINDS), FreeEnergyConfig)
     built = {v.name: v for v in build_variables(config.analysis, topology)}
     assert list(built) == list(KINDS)
     for name, variable in built.items():
@@ -113,7 +113,7 @@ def test_every_kind_is_read_built_and_evaluated(folder, topology, frames):
 
 
 def test_the_files_of_a_variable_are_known(folder):
-    variables = load_config(written(folder, KINDS), RunConfig).analysis.variables
+    variables = load_config(written(folder, KINDS), FreeEnergyConfig).analysis.variables
     assert variables["s"].files == {"reference": (folder / "movie.pdb").resolve()}
     assert variables["net"].files == {"file": (folder / "net.pt").resolve()}
     assert variables["dev"].files == {"reference": resolve(PDB, Path())}
@@ -121,10 +121,10 @@ def test_the_files_of_a_variable_are_known(folder):
 
 
 def test_a_resolved_config_reads_back_the_same(folder, tmp_path_factory):
-    config = load_config(written(folder, KINDS), RunConfig)
+    config = load_config(written(folder, KINDS), FreeEnergyConfig)
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "config.yaml"
     elsewhere.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False))
-    assert load_config(elsewhere, RunConfig) == config
+    assert load_config(elsewhere, FreeEnergyConfig) == config
 
 
 @pytest.mark.parametrize("name", [n for n, text in KINDS.items() if "range" in text])
@@ -132,15 +132,15 @@ def test_an_axis_of_an_open_kind_needs_a_range_and_takes_one(folder, topology, n
     surface = f"  profiles: [{name}]\n"
     request = build_request(*_config_and_variables(folder, topology, surface), seed=1)
     axis = request.profiles[0].axes[0]
-    span = load_config(folder / "config.yaml", RunConfig).analysis.variables[name].range
+    span = load_config(folder / "config.yaml", FreeEnergyConfig).analysis.variables[name].range
     assert (axis.lower, axis.upper, axis.periodic) == (span.lower, span.upper, False)
     without = KINDS | {name: KINDS[name].rsplit(", range", 1)[0] + "}"}
     with pytest.raises(UserError, match=f"{name} needs a range for its axis, such as range: "):
-        load_config(written(folder, without, surface), RunConfig)
+        load_config(written(folder, without, surface), FreeEnergyConfig)
 
 
 def _config_and_variables(folder, topology, more):
-    analysis = load_config(written(folder, KINDS, more), RunConfig).analysis
+    analysis = load_config(written(folder, KINDS, more), FreeEnergyConfig).analysis
     return analysis, build_variables(analysis, topology)
 
 
@@ -148,7 +148,7 @@ def _config_and_variables(folder, topology, more):
 def test_periodic_kinds_take_no_range(folder, name):
     kinds = KINDS | {name: KINDS[name].removesuffix("}") + ", range: 0 rad .. 1 rad}"}
     with pytest.raises(UserError, match=f"analysis.variables.{name}: a .* covers the whole circle and takes no range"):
-        load_config(written(folder, kinds), RunConfig)
+        load_config(written(folder, kinds), FreeEnergyConfig)
 
 
 def test_regions_and_bandwidths_without_a_unit(folder, topology):
@@ -198,7 +198,7 @@ def test_mistakes_are_named(folder, name, old, new, parts):
     assert old in KINDS[name]
     path = written(folder, KINDS | {name: KINDS[name].replace(old, new, 1)})
     with pytest.raises(UserError) as caught:
-        load_config(path, RunConfig)
+        load_config(path, FreeEnergyConfig)
     line = 1 + len(HEAD.splitlines()) + list(KINDS).index(name)
     found = str(caught.value).splitlines()
     assert any(all(part in text for part in parts) and f"line {line}:" in text for text in found), found
@@ -218,6 +218,6 @@ def test_mistakes_are_named(folder, name, old, new, parts):
 )
 def test_what_only_the_molecule_can_tell(folder, topology, name, old, new, error, message):
     assert old in KINDS[name]
-    config = load_config(written(folder, KINDS | {name: KINDS[name].replace(old, new, 1)}), RunConfig)
+    config = load_config(written(folder, KINDS | {name: KINDS[name].replace(old, new, 1)}), FreeEnergyConfig)
     with pytest.raises(error, match=message):
         build_variables(config.analysis, topology)

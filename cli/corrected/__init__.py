@@ -1,0 +1,1 @@
+"""`feynkac run` of corrected configs: annealed, guided and multiplied laws, with the weights that make them exact."""

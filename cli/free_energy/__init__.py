@@ -1,0 +1,1 @@
+"""`feynkac run` of free energies: draws of a proposal, weighted by the energy."""

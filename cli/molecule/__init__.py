@@ -1,0 +1,1 @@
+"""`feynkac run` of annealed molecules: a diffusion model of a molecule brought to another temperature."""

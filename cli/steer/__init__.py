@@ -1,0 +1,1 @@
+"""`feynkac steer`: a diffusers pipeline towards rewards."""

@@ -1,0 +1,1 @@
+"""`feynkac train`: flows, diffusion models of molecules, and value networks."""
