@@ -27,7 +27,8 @@ from ..errors import UserError
 from ..paths import resolve
 from ..reference import read_reference
 from .bias import build_bias, rct_points
-from .config import MetadynamicsConfig, RestraintConfig
+from .config import MetadynamicsConfig
+from .sections import RestraintConfig
 
 __all__ = ["Setup", "input_files"]
 
