@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
+from .printing import print_results
 from .report.html import Frame
 from .results import Number, as_json
 from .run_folder import RunFolder
@@ -42,18 +42,5 @@ def conclude(
             data(stage)
         recorded = folder.recorded()
         pictures = report(stage, Frame(folder.config.read_text(encoding="utf-8"), recorded, found, notes))
-    _show(console, folder, found, notes, pictures)
-
-
-def _show(console: Console, folder: RunFolder, found: list[Number], notes: list[str], pictures: list[str]) -> None:
-    """Numbers, warnings and where everything is."""
-    console.print()
-    width = max(len(n.label) for n in found)
-    for n in found:
-        remark = (f"   {n.remark}", "dim") if n.remark else ""
-        console.print(Text.assemble(f"  {n.label:<{width}}  ", (n.text, "bold"), remark), soft_wrap=True)
-    for note in notes:
-        console.print(Text.assemble("\n", ("warning: ", "yellow"), note), soft_wrap=True)
-    console.print("\n  pictures and report", highlight=False)
-    for name in [*pictures, "report.html"]:
-        console.print(Text(f"    {folder.path / name}"), soft_wrap=True)
+    files = [folder.path / name for name in (*pictures, "report.html")]
+    print_results(console, found, notes, files, heading="pictures and report")

@@ -281,7 +281,7 @@ def fes(
     periodic: Annotated[bool, typer.Option("--periodic", help="OpenMM's variables are periodic.")] = False,
     units: Annotated[str, typer.Option(help="To show: kJ/mol, kcal/mol or kT; files are in kJ/mol.")] = "kJ/mol",
     outfile: Annotated[
-        Path | None, typer.Option("--outfile", "-o", metavar="FILE", help="Table to write (default: fes.dat).")
+        str | None, typer.Option("--outfile", "-o", metavar="FILE", help="Table to write (default: fes.dat).")
     ] = None,
     plots: Annotated[bool, typer.Option(help="Draw pictures beside the table.")] = True,
 ) -> None:

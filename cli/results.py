@@ -14,6 +14,10 @@ KHAT_LIMIT = 0.7
 """Above this shape of the tail no importance-sampling estimate is to be trusted (Vehtari et al. 2024)."""
 
 
+_SMALLEST, _SMALLEST_ERROR = 1e-4, 5e-6
+"""Numbers below the one, or with errors below the other, are written in powers of ten."""
+
+
 @dataclass(frozen=True)
 class Number:
     """A number with its error and unit, a key for programs, a label for people, and perhaps a remark."""
@@ -29,10 +33,14 @@ class Number:
     def text(self) -> str:
         """Value, error and unit, rounded to what the error allows."""
         unit = f" {self.unit}" if self.unit else ""
+        if math.isnan(self.value):
+            return "not defined"
         if self.error is None or not math.isfinite(self.error):
             whole = self.value == int_or_nan(self.value) or abs(self.value) >= 1000
             value = f"{self.value:,.0f}" if whole else f"{self.value:.3g}"
             return value + unit + (" ± unknown" if self.error is not None else "")
+        if 0 < self.error < _SMALLEST_ERROR or 0 < max(abs(self.value), self.error) < _SMALLEST:
+            return f"{self.value:.2e} ± {self.error:.1e}{unit}"
         digits = 2 if self.error == 0 else min(max(0, 1 - math.floor(math.log10(self.error))), 6)
         return f"{self.value:.{digits}f} ± {self.error:.{digits}f}{unit}"
 

@@ -15,12 +15,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from ...molecular.io import read_grid, read_openmm_bias, read_opes_kernels, read_opes_state
 from ..errors import UserError
+from ..printing import print_results
 from ..results import Number
 from .axes import kernel_axes, unit_of
 from .inputs import Inputs
 from .landscape import Landscape
 from .options import FesOptions, implied_temperature
-from .outputs import Outputs, refuse_existing, show, write_rest
+from .outputs import Outputs, refuse_existing, write_rest
 from .plots import NEGATIVE_BIAS, Unit, draw_landscape
 from .regions import Regions
 from .sums import opes_landscape, opes_reach
@@ -65,7 +66,7 @@ def fes_from_bias(console: Console, inputs: Inputs, options: FesOptions) -> None
     if table is not None:
         landscape.write(table)
     write_rest(found, notes, record, pictures)
-    show(console, found, notes, [*tables, *pictures, *records])
+    print_results(console, found, notes, [*tables, *pictures, *records], heading="files")
 
 
 Made = tuple[Callable[[Callable[[float], None]], Landscape], list[Number], bool]

@@ -13,13 +13,14 @@ from rich.console import Console
 from ...molecular.free_energy import Axis
 from ...molecular.io import HillsTable, read_hills
 from ..errors import UserError
+from ..printing import print_results
 from ..results import Number
 from .axes import kernel_axes
 from .from_bias import CAVEAT, check_idw, pictures_of, place_numbers, shown, working
 from .inputs import Inputs
 from .landscape import Landscape
 from .options import FesOptions, implied_temperature
-from .outputs import Outputs, refuse_existing, show, write_rest
+from .outputs import Outputs, refuse_existing, write_rest
 from .plots import Unit
 from .regions import Regions
 from .sums import Dump, hills_dumps, hills_reach, in_order_of_time
@@ -92,7 +93,7 @@ def fes_from_hills(console: Console, inputs: Inputs, options: FesOptions) -> Non
         counts = [dump.last for dump in dumps]
         pictures[outputs.beside("_drift.png")] = draw_drift(counts, landscapes, differences or None, unit)
     write_rest(numbers, notes, record, pictures)
-    show(console, numbers, notes, [*_abridged(tables), *pictures, record])
+    print_results(console, numbers, notes, [*_abridged(tables), *pictures, record], heading="files")
 
 
 def _hill_numbers(table: HillsTable, inputs: Inputs) -> list[Number]:

@@ -15,6 +15,7 @@ from ...molecular.io import write_fes, write_fes_uncertainty
 from ...molecular.units import GAS_CONSTANT
 from ...molecular.units import kT as thermal_energy
 from ..errors import UserError
+from ..printing import print_results
 from ..quantities import DIMENSIONS, parse_quantity
 from ..results import KHAT_LIMIT, Number
 from ..yaml_lines import load_yaml
@@ -23,7 +24,7 @@ from .estimates import Estimates, estimate
 from .inputs import Inputs
 from .landscape import Landscape
 from .options import FesOptions, implied_temperature
-from .outputs import Outputs, refuse_existing, show, write_rest
+from .outputs import Outputs, refuse_existing, write_rest
 from .plots import Unit, draw_landscape
 from .regions import Regions
 from .samples import Samples, read_samples
@@ -76,7 +77,8 @@ def fes_from_samples(console: Console, inputs: Inputs, options: FesOptions) -> N
         if found.report is not None:
             pictures[drawn[1]] = draw_difference(found, unit)
     write_rest(numbers, notes, record, pictures)
-    show(console, numbers, notes, [outputs.table, outputs.uncertainty, *pictures, record])
+    files = [outputs.table, outputs.uncertainty, *pictures, record]
+    print_results(console, numbers, notes, files, heading="files")
 
 
 def _kT_of(run: Path) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -138,7 +139,7 @@ def parse_options(
     negbias: bool,
     deltaf: str | None,
     against: str | None,
-    outfile: Path | None,
+    outfile: str | None,
     periodic: bool,
     plots: bool,
 ) -> FesOptions:
@@ -197,10 +198,16 @@ def parse_options(
         negbias=negbias,
         deltaf=deltaf,
         against=against,
-        outfile=outfile,
+        outfile=_outfile(outfile),
         periodic=periodic,
         plots=plots,
     )
+
+
+def _outfile(text: str | None) -> Path | None:
+    if text is not None and text.endswith(("/", os.sep)) and not Path(text).is_dir():
+        raise UserError(f"--outfile: there is no folder {text}")
+    return None if text is None else Path(text)
 
 
 def _positive(option: str, values: tuple[float, ...] | None) -> None:

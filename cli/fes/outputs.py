@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.text import Text
 
 from ..errors import UserError
 from ..report.style import png
 from ..results import Number, as_json
 
-__all__ = ["Outputs", "refuse_existing", "show", "write_rest"]
-
-_SMALLEST, _SMALLEST_ERROR = 1e-4, 5e-6
-"""Numbers below the one, or with errors below the other, are written in powers of ten."""
+__all__ = ["Outputs", "refuse_existing", "write_rest"]
 
 
 @dataclass(frozen=True)
@@ -95,30 +89,3 @@ def write_rest(
     text = json.dumps(as_json(list(numbers), list(warnings)), indent=2, ensure_ascii=False) + "\n"
     with open(json_path, "x", encoding="utf-8") as out:
         out.write(text)
-
-
-def show(console: Console, found: Sequence[Number], notes: Sequence[str], files: Sequence[Path]) -> None:
-    """Print numbers, warnings and the names of the files."""
-    width = max((len(n.label) for n in found), default=0)
-    console.print()
-    for n in found:
-        remark = f"   {n.remark}" if n.remark else ""
-        console.print(Text.assemble(f"  {n.label:<{width}}  ", (_text(n), "bold"), remark), soft_wrap=True)
-    for note in notes:
-        console.print(Text.assemble("\n", ("warning: ", "yellow"), note), soft_wrap=True)
-    if files:
-        console.print("\n  files", highlight=False)
-    for path in files:
-        console.print(Text(f"    {path}"), soft_wrap=True)
-
-
-def _text(number: Number) -> str:
-    """Value, error and unit; in powers of ten where six decimals would show zeros."""
-    value, error = number.value, number.error
-    if math.isnan(value):
-        return "not defined"
-    if error is None or not math.isfinite(error):
-        return number.text
-    if 0 < error < _SMALLEST_ERROR or 0 < max(abs(value), error) < _SMALLEST:
-        return f"{value:.2e} ± {error:.1e}" + (f" {number.unit}" if number.unit else "")
-    return number.text

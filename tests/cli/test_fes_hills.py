@@ -433,6 +433,7 @@ def test_hills_outside_the_grid_are_counted(tmp_path):
         (["--cv", "phi"], "--cv has no meaning for HILLS"),
         (["--rct"], "--rct has no meaning for HILLS"),
         (["-o", "nowhere/fes.dat"], "there is no folder nowhere"),
+        (["-o", "nowhere/"], "there is no folder nowhere/"),
     ],
 )
 def test_options_that_cannot_be_used(tmp_path, words, message):

@@ -1,21 +1,17 @@
 """`feynkac fes COLVAR`: reweighting with known answers, calibrated errors, every way to name walkers and weights."""
 
-import io
 import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from feynkac.cli.fes.axes import data_axes
 from feynkac.cli.fes.estimates import estimate
 from feynkac.cli.fes.options import FesOptions
-from feynkac.cli.fes.outputs import show
 from feynkac.cli.fes.samples import Samples, read_samples
 from feynkac.cli.fes.texts import parse_box
-from feynkac.cli.results import Number
 from feynkac.molecular.io import bias_columns, read_fes, write_colvar
 
 from ..molecular.free_energy_walkers import biased_walkers, double_well, exact_difference, log_weights
@@ -309,24 +305,6 @@ def test_rare_region_has_small_numbers_that_can_be_read(tmp_path):
     run(tmp_path, *words, "--bias", "metad.bias", "-o", "plain.dat")
     plain = numbers(tmp_path / "plain.json")
     assert 2 < plain["independent"] < plain["frames"]
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [
-        (Number("p", "", 2e-9, 1e-9), "2.00e-09 ± 1.0e-09"),
-        (Number("p", "", 2e-4, 1e-7), "2.00e-04 ± 1.0e-07"),
-        (Number("p", "", 0.0225, 0.00084), "0.02250 ± 0.00084"),
-        (Number("p", "", 0.0, 0.0), "0.00 ± 0.00"),
-        (Number("z", "", math.nan, None, "standard errors"), "not defined"),
-        (Number("z", "", -0.724, None, "standard errors"), "-0.724 standard errors"),
-        (Number("f", "", math.inf, math.nan, "kJ/mol"), "inf kJ/mol ± unknown"),
-    ],
-)
-def test_numbers_as_printed(number, text):
-    console = Console(record=True, width=100, file=io.StringIO())
-    show(console, [number], [], [])
-    assert console.export_text().split("\n")[1].strip() == text
 
 
 # --- surfaces ---------------------------------------------------------------------------------------------------------

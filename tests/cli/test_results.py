@@ -50,6 +50,12 @@ def case():
         (Number("a", "A", 3.8123, 0.0478, "kT"), "3.812 ± 0.048 kT"),
         (Number("a", "A", 38.1, 12.0), "38 ± 12"),
         (Number("a", "A", math.inf, math.nan, "kT"), "inf kT ± unknown"),
+        (Number("a", "A", 2e-9, 1e-9), "2.00e-09 ± 1.0e-09"),
+        (Number("a", "A", 2e-4, 1e-7), "2.00e-04 ± 1.0e-07"),
+        (Number("a", "A", 0.0225, 0.00084), "0.02250 ± 0.00084"),
+        (Number("a", "A", 0.0, 0.0), "0.00 ± 0.00"),
+        (Number("a", "A", math.nan, None, "standard errors"), "not defined"),
+        (Number("a", "A", -0.724, None, "standard errors"), "-0.724 standard errors"),
     ],
 )
 def test_rounding_follows_the_error(number, text):
