@@ -1,8 +1,4 @@
-"""A small config of biased dynamics, and the commands on it."""
-
-from typer.testing import CliRunner
-
-from feynkac.cli.main import app
+"""Small configs of biased dynamics."""
 
 CONFIG = """\
 job: metadynamics
@@ -46,22 +42,3 @@ OPES = CONFIG.replace(
     "  kind: well_tempered\n", "  kind: opes\n"
 ).replace("  bias_factor: 10\n  height: 20 kJ/mol\n", "  barrier: 40 kJ/mol\n")  # fmt: skip
 KINDS = {"well_tempered": CONFIG, "opes": OPES}
-
-
-def call(*words):
-    """The command's result."""
-    return CliRunner(env={"COLUMNS": "200"}).invoke(app, list(words))
-
-
-def succeed(*words):
-    """What a command prints that ends well."""
-    result = call(*words)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def complaint(*words):
-    """What a command prints that is refused."""
-    result = call(*words)
-    assert result.exit_code == 2, result.output
-    return result.output

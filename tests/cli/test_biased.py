@@ -26,7 +26,8 @@ from feynkac.molecular.io import write_hills
 from feynkac.molecular.io.hills import HillsTable
 from feynkac.molecular.pipeline import DifferenceRequest
 
-from .biased_runs import CONFIG, OPES, complaint
+from .biased_runs import CONFIG, OPES
+from .command import complaint
 
 SHIPPED = ("metad_alanine_dipeptide", "opes_alanine_dipeptide", "metad_tetrapeptide")
 

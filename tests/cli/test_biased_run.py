@@ -2,12 +2,8 @@
 
 import json
 import math
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +41,8 @@ from feynkac.molecular.io import (
     read_weights,
 )
 
-from .biased_runs import CONFIG, KINDS, OPES, complaint, succeed
+from .biased_runs import CONFIG, KINDS, OPES
+from .command import complaint, killed, same, succeed
 
 COMMON = {
     "COLVAR",
@@ -117,10 +114,6 @@ def whole(tmp_path_factory):
 def arrays(path):
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files if name != "seconds"}
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(np.array_equal(first[n], second[n], equal_nan=True) for n in first)
 
 
 def rows(path):
@@ -354,17 +347,6 @@ def test_exploding_walkers_are_a_message(workplace):
 # --- killed and resumed -----------------------------------------------------------------------------------------------
 
 
-def killed_run(name, output, *, records, seconds=0.0):
-    found = subprocess.run(
-        [sys.executable, "-c", DEADLY.format(records=records, seconds=seconds), "run", f"{name}.yaml", "-o", output],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == -signal.SIGKILL, found.stderr
-
-
 def assert_same_run(first, second, kind):
     assert same(arrays(first / "weights.npz"), arrays(second / "weights.npz"))
     for name in {"COLVAR", "COLVAR.fill", "metrics.jsonl", "bias.dat", "fes.dat"} | OWN[kind]:
@@ -384,7 +366,7 @@ def assert_same_run(first, second, kind):
     [("well_tempered", 4), ("well_tempered", 25), ("opes", 7), ("opes", 11)],  # in filling, burn-in and production
 )
 def test_a_killed_run_ends_with_the_same_bits(whole, workplace, kind, records):
-    killed_run(kind, "killed", records=records)
+    killed("run", f"{kind}.yaml", "-o", "killed", code=DEADLY.format(records=records, seconds=0.0))
     folder = RunFolder(workplace / "killed")
     assert not folder.complete
     kept = load_state(folder.checkpoint / "state")[1]["files"]
@@ -404,7 +386,7 @@ def test_another_seed_is_another_run(whole, workplace):
 
 @pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_begins_again(whole, workplace):
-    killed_run("well_tempered", "killed", records=6, seconds=1e9)
+    killed("run", "well_tempered.yaml", "-o", "killed", code=DEADLY.format(records=6, seconds=1e9))
     assert (workplace / "killed" / "HILLS").exists()
     assert not (workplace / "killed" / "checkpoint").exists()
     succeed("resume", "killed")
@@ -413,7 +395,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(whole, workplace)
 
 @pytest.mark.slow
 def test_a_run_that_was_tampered_with_is_not_resumed(workplace):
-    killed_run("well_tempered", "killed", records=25)
+    killed("run", "well_tempered.yaml", "-o", "killed", code=DEADLY.format(records=25, seconds=0.0))
     path = workplace / "killed" / "HILLS"
     path.write_bytes(path.read_bytes()[:-200])
     assert "HILLS: shorter than at the last checkpoint" in complaint("resume", "killed")

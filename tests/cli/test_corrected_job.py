@@ -1,17 +1,12 @@
 """`feynkac run`, `resume` and `report` of corrected configs, from end to end: mixtures and digits."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from typer.testing import CliRunner
 
 pytest.importorskip("diffusers")
 
@@ -20,10 +15,11 @@ from PIL import Image
 from feynkac.cli.corrected.config import CorrectedConfig
 from feynkac.cli.corrected.experts import build_experts
 from feynkac.cli.corrected.progress import Watch
-from feynkac.cli.main import app
 from feynkac.cli.run_folder import RunFolder
 from feynkac.cli.validation import load_config
 from feynkac.fkc import AnnealedProduct, sample_corrected
+
+from .command import arrays, complaint, killed, same, succeed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
@@ -74,29 +70,6 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     return tmp_path
-
-
-def succeed(*arguments: str) -> str:
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result.output
-
-
-def complaint(*arguments: str) -> str:
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == 2, (result.output, result.exception)
-    return result.stderr
-
-
-def arrays(path):
-    with np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(
-        np.array_equal(value, second[name], equal_nan=value.dtype.kind == "f") for name, value in first.items()
-    )
 
 
 def contents(folder):
@@ -177,14 +150,7 @@ def test_the_run_is_that_of_the_library(workplace):
 @pytest.mark.parametrize(("unit", "step", "saved"), [("cold/weighted", 13, 10), ("cold/unweighted", 4, None)])
 def test_a_killed_run_ends_with_the_same_bits(workplace, monkeypatch, unit, step, saved):
     succeed("run", "mixture.yaml", "-o", "whole")
-    killed = subprocess.run(
-        [sys.executable, "-c", DEADLY.format(unit=unit, step=step), "run", "mixture.yaml", "-o", "killed"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed("run", "mixture.yaml", "-o", "killed", code=DEADLY.format(unit=unit, step=step))
     folder = RunFolder(workplace / "killed")
     assert not folder.complete
     made = []

@@ -2,15 +2,9 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 
-import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 pytest.importorskip("diffusers")
 pytest.importorskip("openmm")
@@ -18,7 +12,6 @@ pytest.importorskip("mdtraj")
 
 import itertools
 
-from feynkac.cli.main import app
 from feynkac.cli.molecule.build import Molecule
 from feynkac.cli.molecule.config import MoleculeConfig
 from feynkac.cli.paths import resolve
@@ -32,6 +25,8 @@ from feynkac.molecular.pipeline import DifferenceRequest
 from feynkac.molecular.systems import load_system
 from feynkac.molecular.units import kT
 from feynkac.steering import Annealed, attach
+
+from .command import arrays, complaint, killed, same, succeed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
@@ -100,31 +95,6 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cold.yaml").write_text(CONFIG)
     return tmp_path
-
-
-def call(*words):
-    return CliRunner(env={"COLUMNS": "200"}).invoke(app, list(words))
-
-
-def succeed(*words):
-    result = call(*words)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def complaint(*words):
-    result = call(*words)
-    assert result.exit_code == 2, result.output
-    return result.output
-
-
-def arrays(path):
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(np.array_equal(first[n], second[n], equal_nan=True) for n in first)
 
 
 # --- the config -----------------------------------------------------------------------------------------------------
@@ -284,14 +254,7 @@ def test_a_run_leaves_everything(workplace):
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(workplace):
     succeed("run", "cold.yaml", "-o", "whole")
-    killed = subprocess.run(
-        [sys.executable, "-c", DEADLY, "run", "cold.yaml", "-o", "killed"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed("run", "cold.yaml", "-o", "killed", code=DEADLY)
     folder = RunFolder(workplace / "killed")
     assert not folder.complete
     assert {p.name for p in folder.checkpoint.iterdir()} == {"model", "population-000"}

@@ -1,29 +1,25 @@
 """`feynkac run`, `resume` and `report` of repelled configs, from end to end, on the shipped digits."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from typer.testing import CliRunner
 
 pytest.importorskip("diffusers")
 
 from PIL import Image
 
-from feynkac.cli.main import app
 from feynkac.cli.repelled.build import Plane
 from feynkac.cli.repelled.config import RepelledConfig
 from feynkac.cli.repelled.results import Batches, Outcome, numbers
 from feynkac.cli.validation import ConfigError, load_config
 from feynkac.fkc.bias import BiasVariable, RepulsionBias
 from feynkac.fkc.bias.rounds import Drawn, Round
+
+from .command import arrays, complaint, killed, same, succeed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
@@ -40,7 +36,6 @@ bias: {bias_factor: 8, height: 4.0}
 steering: {particles: 12, ess_threshold: 0.95}
 sampling: {batches: 2, frozen: 1, populations: 3, seed: 2}
 """
-MAIN = "from feynkac.cli.main import main; main()"
 DEADLY = """\
 import os, signal
 from feynkac.cli.repelled import job
@@ -63,38 +58,12 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-def succeed(*arguments: str) -> str:
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result.output
-
-
-def complaint(*arguments: str) -> str:
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == 2, (result.output, result.exception)
-    return result.stderr
-
-
-def arrays(path):
-    with np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
-
-
 def contents(folder):
     """What must have the same bits in a run that was stopped; times differ."""
     found = {p.name: arrays(p) for p in [folder / "weights.npz", *sorted((folder / "samples").glob("*.npz"))]}
     numbers = json.loads((folder / "results.json").read_text())["numbers"]
     numbers.pop("seconds")
     return found, numbers, (folder / "metrics.jsonl").read_bytes(), (folder / "bias.safetensors").read_bytes()
-
-
-def same(first, second):
-    equal = first[1:] == second[1:] and first[0].keys() == second[0].keys()
-    return equal and all(
-        np.array_equal(value, second[0][file][name], equal_nan=value.dtype.kind == "f")
-        for file, found in first[0].items()
-        for name, value in found.items()
-    )
 
 
 @pytest.mark.slow
@@ -156,17 +125,14 @@ def test_a_run_writes_everything_and_its_weights_are_what_they_say(workplace):
 @pytest.mark.parametrize("unit", ["plane", "repelled-001", "plain-000"])
 def test_killed_and_resumed_it_ends_with_the_same_bits(workplace, unit):
     """A run killed behind its plane, between batches, or while it draws to compare."""
-    (workplace / "deadly.py").write_text(DEADLY.format(unit=unit))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "deadly.py", "run", "config.yaml", "-o", "killed"]
-    died = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, check=False)
-    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
-    whole = [sys.executable, "-c", MAIN, "run", "config.yaml", "-o", "whole"]
-    subprocess.run(whole, cwd=workplace, env=environment, capture_output=True, check=True)
+    killed("run", "config.yaml", "-o", "killed", code=DEADLY.format(unit=unit))
     assert not (workplace / "killed" / "results.json").exists()
-    resumed = [sys.executable, "-c", MAIN, "resume", "killed"]
-    subprocess.run(resumed, cwd=workplace, env=environment, capture_output=True, check=True)
-    assert same(contents(workplace / "killed"), contents(workplace / "whole"))
+    succeed("resume", "killed")
+    succeed("run", "config.yaml", "-o", "whole")
+    first, second = contents(workplace / "killed"), contents(workplace / "whole")
+    assert first[1:] == second[1:]
+    assert first[0].keys() == second[0].keys()
+    assert all(same(first[0][name], second[0][name]) for name in first[0])
 
 
 @pytest.mark.slow

@@ -4,21 +4,20 @@ import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from feynkac.cli.main import app
 from feynkac.cli.paths import resolve
 from feynkac.cli.run_folder import RunFolder
 from feynkac.molecular.cvs import Torsion
 from feynkac.molecular.io import read_colvar, read_fes, read_trajectory, read_weights
 from feynkac.molecular.systems import load_system
+
+from .command import call, killed
 
 pytest.importorskip("openmm")
 pytest.importorskip("mdtraj")
@@ -108,10 +107,6 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "gaussian_for_tests", raising=False)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     return tmp_path
-
-
-def call(*arguments: str):
-    return CliRunner().invoke(app, list(arguments))
 
 
 def complaint(*arguments: str) -> str:
@@ -204,15 +199,7 @@ def test_the_resolved_config_repeats_the_run_bit_for_bit(workplace):
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_a_killed_run_resumes_to_the_same_bits(workplace, chunks):
     assert call("run", "config.yaml", "-o", "whole").exit_code == 0
-    environment = os.environ | {"PYTHONPATH": str(workplace), "KILL_AFTER": str(100 * chunks)}
-    killed = subprocess.run(
-        [sys.executable, "-c", "from feynkac.cli.main import main; main()", "run", "config.yaml", "-o", "killed"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed("run", "config.yaml", "-o", "killed", PYTHONPATH=str(workplace), KILL_AFTER=str(100 * chunks))
     folder = RunFolder(workplace / "killed")
     assert not folder.complete
     assert len(folder.metrics.read_text().splitlines()) == chunks

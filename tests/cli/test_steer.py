@@ -1,27 +1,23 @@
 """`feynkac steer` and `resume` from end to end: the shipped digits, and a tiny text-to-image pipeline from a folder."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from typer.testing import CliRunner
 
 pytest.importorskip("diffusers")
 
 from PIL import Image
 
 from feynkac.cli.kinds import job_kind
-from feynkac.cli.main import app
 from feynkac.cli.run_folder import RunFolder
 from feynkac.cli.steer import build as steer_build
 
 from ..steering.zoo import row
+from .command import arrays, call, killed, same, succeed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
@@ -60,39 +56,18 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-def call(*arguments: str):
-    return CliRunner().invoke(app, list(arguments))
-
-
-def succeed(*arguments: str):
-    result = call(*arguments)
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result
-
-
-def arrays(folder):
-    with np.load(folder / "weights.npz", allow_pickle=False) as archive:
-        return dict(archive)
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(
-        np.array_equal(value, second[name], equal_nan=value.dtype.kind == "f") for name, value in first.items()
-    )
-
-
 def samples(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted((folder / "samples").rglob("*.png"))}
 
 
 def test_a_run_writes_everything(workplace):
-    output = succeed(*BRIGHT, "--label", "3", "--seed", "5", "--seeds", "2", "-o", "out").output
+    output = succeed(*BRIGHT, "--label", "3", "--seed", "5", "--seeds", "2", "-o", "out")
     out = workplace / "out"
     assert {p.name for p in out.iterdir()} == {
         "config.yaml", "metrics.jsonl", "checkpoint", "samples", "weights.npz", "results.json", "report.html",
         "samples_label-3.png", "run_label-3.png", "ancestry_label-3.png",
     }  # fmt: skip
-    found = arrays(out)
+    found = arrays(out / "weights.npz")
     assert {name: array.shape for name, array in found.items()} == {
         "log_weights": (1, 2, 4), "weights": (1, 2, 4), "log_tilt": (1, 2, 4), "rewards": (1, 2, 1, 4),
         "log_evidence": (1, 2), "log_evidence_std_error": (1, 2), "ess": (1, 2), "distinct_roots": (1, 2),
@@ -133,7 +108,7 @@ def test_a_run_writes_everything(workplace):
 def test_the_same_seed_gives_the_same_bits(workplace):
     for name, seed in (("first", "1"), ("again", "1"), ("other", "2")):
         succeed(*BRIGHT, "--label", "3", "--seed", seed, "-o", name)
-    first, again, other = (arrays(workplace / name) for name in ("first", "again", "other"))
+    first, again, other = (arrays(workplace / name / "weights.npz") for name in ("first", "again", "other"))
     assert same(first, again)
     assert samples(workplace / "first") == samples(workplace / "again")
     assert (workplace / "first/metrics.jsonl").read_bytes() == (workplace / "again/metrics.jsonl").read_bytes()
@@ -143,7 +118,7 @@ def test_the_same_seed_gives_the_same_bits(workplace):
 def test_a_prompt_is_the_same_alone_or_with_another(workplace):
     succeed(*BRIGHT, "--label", "7", "-o", "alone")
     succeed(*BRIGHT, "--label", "3", "--label", "7", "-o", "both")
-    alone, both = (arrays(workplace / name) for name in ("alone", "both"))
+    alone, both = (arrays(workplace / name / "weights.npz") for name in ("alone", "both"))
     for name in ("log_weights", "rewards", "ancestors", "log_evidence"):
         np.testing.assert_array_equal(alone[name][0], both[name][1])
         assert name == "ancestors" or not np.array_equal(both[name][0], both[name][1])
@@ -159,15 +134,7 @@ def test_a_killed_run_resumes_to_the_same_bits(workplace, judged, steps_saved):
     """28 samples are judged a population: once it dies in the first, once in the third, in the middle of its steps."""
     command = [*BRIGHT, "--label", "3", "--label", "7", "--seeds", "2", "--set", "sampling.checkpoint_every=1"]
     succeed(*command, "-o", "whole")
-    environment = os.environ | {"PYTHONPATH": str(workplace), "KILL_AFTER": str(judged), "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(
-        [sys.executable, "-c", "from feynkac.cli.main import main; main()", *command, "-o", "killed"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed(*command, "-o", "killed", PYTHONPATH=str(workplace), KILL_AFTER=str(judged))
     folder = RunFolder(workplace / "killed")
     assert not folder.complete
     assert len(folder.metrics.read_text().splitlines()) > (judged // 28) * 7
@@ -175,7 +142,7 @@ def test_a_killed_run_resumes_to_the_same_bits(workplace, judged, steps_saved):
     succeed("resume", "killed")
     again = sys.modules["rewards_for_tests"].judged - judged_by_now
     assert again == 28 * (4 - judged // 28) - 4 * steps_saved  # what was judged before the last checkpoint is not again
-    assert same(arrays(workplace / "whole"), arrays(workplace / "killed"))
+    assert same(arrays(workplace / "whole" / "weights.npz"), arrays(workplace / "killed" / "weights.npz"))
     assert samples(workplace / "whole") == samples(workplace / "killed")
     assert (workplace / "whole/metrics.jsonl").read_bytes() == folder.metrics.read_bytes()
     assert "complete" in call("resume", "killed").stderr
@@ -226,7 +193,7 @@ def test_soft_value_on_a_deterministic_scheduler(workplace):
     ]
     more = ("--scale", "2", "--method", "soft-value", "--candidates", "3", "--transition", "stochastic")
     succeed(*command, *more, "--temperature", "0.5", "-o", "out")
-    found = arrays(workplace / "out")
+    found = arrays(workplace / "out" / "weights.npz")
     tilt = (40 * found["rewards"][:, :, 0] + 2 * found["rewards"][:, :, 1]) / 0.5
     np.testing.assert_allclose(found["log_tilt"], tilt)
     assert found["reward_names"].tolist() == ["brightness", "sharpness"]
@@ -237,7 +204,7 @@ def test_best_of_n_is_plain_draws_weighted_in_the_end(workplace):
     """Also where steps add no noise: nothing is copied."""
     command = [*DIGITS[:3], *DIGITS[5:], "--label", "8", "--reward", "rewards_for_tests:bright", "--scale", "30"]
     succeed(*command, "--method", "best-of-n", "-o", "out")
-    found = arrays(workplace / "out")
+    found = arrays(workplace / "out" / "weights.npz")
     np.testing.assert_allclose(found["log_weights"], 30 * found["rewards"][:, :, 0])
     expected = np.log(np.exp(found["log_weights"]).mean(-1))
     np.testing.assert_allclose(found["log_evidence"], expected)
@@ -252,7 +219,7 @@ def test_steering_that_never_resamples_is_best_of_n(workplace):
     succeed(*BRIGHT[:-1], "0", "--label", "3", "-o", "fk")
     succeed(*BRIGHT[:-1], "0", "--label", "3", "--method", "best-of-n", "-o", "best")
     succeed(*BRIGHT, "--label", "3", "-o", "resampled")
-    fk, best, resampled = (arrays(workplace / name) for name in ("fk", "best", "resampled"))
+    fk, best, resampled = (arrays(workplace / name / "weights.npz") for name in ("fk", "best", "resampled"))
     assert samples(workplace / "fk") == samples(workplace / "best") != samples(workplace / "resampled")
     np.testing.assert_allclose(fk["log_weights"], best["log_weights"])
     np.testing.assert_allclose(fk["log_evidence"], best["log_evidence"])
@@ -263,14 +230,14 @@ def test_where_nothing_is_possible_the_run_says_so(workplace):
     result = call(*DIGITS, "--label", "8", "--reward", "rewards_for_tests:impossible", "-o", "out")
     assert result.exit_code == 2
     assert "every sample was impossible" in result.stderr.replace("\n", " ")
-    assert (arrays(workplace / "out")["weights"] == 0).all()
+    assert (arrays(workplace / "out" / "weights.npz")["weights"] == 0).all()
 
 
 def test_no_prompt_pipelines_need_none(workplace):
     row("ddpm").pipe.save_pretrained("model")
     command = ["steer", "--model", "model", "--steps", "4", "--particles", "3", "--reward", "brightness"]
     succeed(*command, "-o", "out")
-    assert arrays(workplace / "out")["conditions"].tolist() == ["samples"]
+    assert arrays(workplace / "out" / "weights.npz")["conditions"].tolist() == ["samples"]
 
 
 @pytest.mark.slow
@@ -297,7 +264,7 @@ def test_a_text_pipeline_from_a_folder(workplace):
     assert {name: content for name, content in found.items() if "the-sea" in name} == samples(workplace / "alone")
     with Image.open(workplace / "both" / next(iter(found))) as image:
         assert image.size == (32, 64)
-    assert arrays(workplace / "both")["conditions"].tolist() == ["a red fox", "The sea!"]
+    assert arrays(workplace / "both" / "weights.npz")["conditions"].tolist() == ["a red fox", "The sea!"]
     refused = call(*command, "--prompt", "a red fox")
     assert refused.exit_code == 2
     assert "adds no noise" in refused.stderr

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from feynkac.cli.errors import UserError
-from feynkac.cli.main import app
 from feynkac.cli.paths import resolve, shipped
 from feynkac.cli.training.flow_config import TrainConfig
 from feynkac.cli.validation import load_config
+
+from .command import call
 
 pytest.importorskip("openmm")
 
@@ -51,10 +51,6 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     return tmp_path
-
-
-def call(*arguments: str):
-    return CliRunner().invoke(app, list(arguments))
 
 
 def test_a_flow_is_trained_and_can_be_run(workplace):

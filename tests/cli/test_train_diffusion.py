@@ -7,14 +7,12 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 pytest.importorskip("openmm")
 pytest.importorskip("diffusers")
 
 from feynkac.cli.errors import UserError
 from feynkac.cli.kinds import job_kind
-from feynkac.cli.main import app
 from feynkac.cli.paths import resolve
 from feynkac.cli.run_folder import RunFolder
 from feynkac.cli.training import diffusion_job as diffusion_train_job
@@ -23,6 +21,8 @@ from feynkac.cli.training.flow_job import training_inputs
 from feynkac.cli.validation import load_config
 from feynkac.molecular.diffusion import MoleculePipeline
 from feynkac.molecular.diffusion.training import DenoiserFit
+
+from .command import call
 
 SMALL = """\
 job: train_diffusion
@@ -59,10 +59,6 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     return tmp_path
-
-
-def call(*arguments: str):
-    return CliRunner().invoke(app, list(arguments))
 
 
 def parameters(folder: str):

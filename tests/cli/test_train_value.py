@@ -7,18 +7,18 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 pytest.importorskip("diffusers")
 
 from feynkac.cli.errors import UserError
 from feynkac.cli.kinds import job_kind
-from feynkac.cli.main import app
 from feynkac.cli.paths import resolve
 from feynkac.cli.run_folder import RunFolder
 from feynkac.cli.training.value_config import ValueConfig
 from feynkac.cli.validation import load_config
 from feynkac.steering.learned import LearnedValue, collecting, training
+
+from .command import call
 
 SMALL = """\
 job: train_value
@@ -44,10 +44,6 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "value.yaml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def call(*arguments: str):
-    return CliRunner().invoke(app, list(arguments))
 
 
 def parameters(folder: Path):

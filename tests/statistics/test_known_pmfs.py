@@ -88,19 +88,30 @@ SHARE = dict.fromkeys(CASES, 4) | {"double well": 8, "Mueller-Brown, rotated": 8
 
 @cache
 def exact(name):
-    """-ln p of each cell of the profile, by the midpoint rule on a fine grid."""
-    case = CASES[name]
-    sides = [torch.linspace(low, high, 3001, dtype=torch.float64) for low, high in case.box]
-    sides = [(side[1:] + side[:-1]) / 2 for side in sides]
-    mass = torch.zeros(case.axis.bins + 1, dtype=torch.float64)
-    total = 0.0
-    for x in torch.split(sides[0], 300):
-        points = torch.cartesian_prod(x, sides[1])
-        weight = torch.exp(case.target.log_prob_and_score(points)[0])
-        cell = case.axis.cell(points @ case.direction)
-        mass.index_add_(0, torch.where(cell < 0, case.axis.bins, cell), weight)
-        total += float(weight.sum())
-    return -torch.log(mass[:-1] / total / case.axis.width)
+    """-ln p of each cell of the profile, by the midpoint rule along and across the biased direction.
+
+    Each cell has forty points along it. A grid that is not aligned with the cells would put a point more into some than
+    into others: errors of 0.02 kT, the size of the error bars.
+    """
+    case, inside = CASES[name], 40
+    normal = torch.stack([-case.direction[1], case.direction[0]])
+    corners = torch.cartesian_prod(*(torch.tensor(side, dtype=torch.float64) for side in case.box))
+    along, across = corners @ case.direction, corners @ normal
+    width, (first, last) = case.axis.width, case.ends
+    before, after = math.ceil((first - float(along.min())) / width), math.ceil((float(along.max()) - last) / width)
+    cells = torch.arange(-before * inside, (case.axis.bins + after) * inside, dtype=torch.float64)
+    s = first + width * (cells + 0.5) / inside
+    t = torch.linspace(float(across.min()), float(across.max()), 3001, dtype=torch.float64)
+    t = (t[1:] + t[:-1]) / 2
+    mass = torch.cat([_mass_along(case, some, t, normal) for some in torch.split(s, 300)])
+    mass = mass.reshape(-1, inside).sum(1)
+    return -torch.log(mass[before : before + case.axis.bins] / mass.sum() / width)
+
+
+def _mass_along(case, s, t, normal):
+    """Sums of the density over t at each s, up to a factor."""
+    points = s[:, None, None] * case.direction + t[:, None] * normal
+    return torch.exp(case.target.log_prob_and_score(points.reshape(-1, 2))[0]).reshape(len(s), -1).sum(1)
 
 
 def runs(name, seeds):
