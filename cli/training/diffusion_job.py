@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from ...fkc.checkpoint import exists, load_state, save_state
-from ...molecular.dynamics import EnsembleSettings, sample_ensemble
 from ...molecular.energies import Energy
 from ...molecular.systems import MolecularSystem
 from ..build import build_energy, with_system
@@ -22,7 +18,7 @@ from ..errors import UserError
 from ..kinds import JobKind
 from ..run_folder import RunFolder, provenance
 from .diffusion_config import DiffusionTrainConfig
-from .flow_job import training_inputs
+from .frames import draw_frames, stage_bars, training_inputs
 
 __all__ = ["KIND", "DiffusionTrainJob"]
 
@@ -79,23 +75,7 @@ class DiffusionTrainJob:
         """Positions (T, L, N, 3) nm, from the folder if they are there."""
         place = folder.path / "frames"
         if not exists(place):
-            d = self.config.dynamics
-            settings = EnsembleSettings(
-                temperature=self.config.system.temperature,
-                highest_temperature=d.highest_temperature,
-                replicas=d.replicas,
-                ladders=d.ladders,
-                melt_ps=d.melt,
-                burn_in_ps=d.burn_in,
-                production_ps=d.production,
-                exchange_steps=d.exchange_steps,
-                time_step=d.time_step,
-                friction=d.friction,
-                mass=d.mass,
-            )
-            generator, start = torch.Generator().manual_seed(d.seed), self.system.positions.float()
-            with _bars(console) as report:
-                ensemble = sample_ensemble(self.energy, start, settings, generator, progress=report)
+            ensemble = draw_frames(self.config, self.system, self.energy, console)
             kept = ensemble.positions.shape[1] - self.config.fitting.held_out_ladders
             stride = max(1, ensemble.positions.shape[0] * kept // self.config.fitting.frames)
             meta = {"acceptance": ensemble.acceptance.tolist(), "energy_calls": ensemble.energy_calls}
@@ -117,7 +97,7 @@ class DiffusionTrainJob:
         def report(entry: FitProgress) -> None:
             folder.append_metrics(asdict(entry))
 
-        with _bars(console) as bar:
+        with stage_bars(console) as bar:
             reports = fit_denoiser(
                 network,
                 training.frames,
@@ -153,7 +133,7 @@ class DiffusionTrainJob:
         q = self.config.quality
         pipe.set_progress_bar_config(disable=True)
         found = []
-        with _bars(console) as bar:
+        with stage_bars(console) as bar:
             for steps in q.steps:
                 generator, parts = torch.Generator().manual_seed(q.seed), []
                 for start in range(0, q.samples, _BATCH):
@@ -181,21 +161,6 @@ class DiffusionTrainJob:
             "config": self.config.model_dump(mode="json", exclude_none=True),
             "fit": asdict(reports[-1]) if reports else None,
         }
-
-
-@contextmanager
-def _bars(console: Console) -> Iterator[Any]:
-    """A bar for each stage that reports ``(stage, done, total)``."""
-    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield report
 
 
 def _show(console: Console, folder: RunFolder, quality: list[dict[str, Any]]) -> None:

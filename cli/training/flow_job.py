@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from ...fkc.checkpoint import exists, load_state, save_state
 from ...flows import InternalCoordinateFlow, InternalCoordinates, save_flow
 from ...flows.training import Frames, Phase, TrainingProgress, fit
-from ...molecular.dynamics import Ensemble, EnsembleSettings, sample_ensemble
 from ...molecular.energies import Energy
 from ...molecular.systems import MolecularSystem
 from ..build import build_energy, with_system
 from ..kinds import JobKind
-from ..paths import resolve
 from ..run_folder import RunFolder
-from .diffusion_config import DiffusionTrainConfig
 from .flow_config import TrainConfig
+from .frames import draw_frames, training_inputs
 
-__all__ = ["KIND", "TrainingJob", "training_inputs"]
+__all__ = ["KIND", "TrainingJob"]
 
 _CHUNK = 20_000
 """Frames turned into internal coordinates at a time."""
 
 _HELD_OUT = 10_000
 """Held-out frames that judge the flow; more cost time at every evaluation and tell no more."""
-
-
-def training_inputs(config: TrainConfig | DiffusionTrainConfig) -> dict[str, Path]:
-    """Files whose contents a resumed training on a molecule's frames must find unchanged."""
-    return {"system.pdb": resolve(config.system.pdb, Path())}
 
 
 @dataclass(frozen=True)
@@ -66,7 +57,7 @@ class TrainingJob:
         """Positions (T, L, N, 3) nm and energies (T, L) kJ/mol, from the folder if they are there."""
         place = folder.path / "frames"
         if not exists(place):
-            ensemble = self._sample(console)
+            ensemble = draw_frames(self.config, self.system, self.energy, console)
             meta = {
                 "acceptance": ensemble.acceptance.tolist(),
                 "round_trips": ensemble.round_trips,
@@ -75,35 +66,6 @@ class TrainingJob:
             save_state(place, {"positions": ensemble.positions, "energy": ensemble.energy}, meta)
         tensors, _ = load_state(place)
         return tensors["positions"], tensors["energy"]
-
-    def _sample(self, console: Console) -> Ensemble:
-        d = self.config.dynamics
-        settings = EnsembleSettings(
-            temperature=self.config.system.temperature,
-            highest_temperature=d.highest_temperature,
-            replicas=d.replicas,
-            ladders=d.ladders,
-            melt_ps=d.melt,
-            burn_in_ps=d.burn_in,
-            production_ps=d.production,
-            exchange_steps=d.exchange_steps,
-            time_step=d.time_step,
-            friction=d.friction,
-            mass=d.mass,
-        )
-        generator = torch.Generator().manual_seed(d.seed)
-        columns = (TextColumn("{task.description:<12}"), BarColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console) as bars:
-            tasks: dict[str, Any] = {}
-
-            def progress(stage: str, done: int, total: int) -> None:
-                task = tasks.get(stage)
-                if task is None:
-                    task = tasks[stage] = bars.add_task(stage, total=total)
-                bars.update(task, completed=done)
-
-            start = self.system.positions.float()
-            return sample_ensemble(self.energy, start, settings, generator, progress=progress)
 
     def _flow(self, positions: torch.Tensor, energies: torch.Tensor) -> tuple[InternalCoordinateFlow, Frames, Frames]:
         """The flow at its start, the training frames and those of the held-out ladders."""

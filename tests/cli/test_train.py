@@ -85,7 +85,7 @@ def test_a_stopped_training_goes_on(workplace, monkeypatch):
         patch.setattr(training_job.RunFolder, "append_metrics", stop)
         assert isinstance(call("train", "train.yaml", "-o", "out").exception, Stop)
     assert (workplace / "out" / "frames" / "state.json").is_file()
-    monkeypatch.setattr(training_job, "sample_ensemble", lambda *a, **k: pytest.fail("the frames were there"))
+    monkeypatch.setattr(training_job, "draw_frames", lambda *a, **k: pytest.fail("the frames were there"))
     result = call("resume", "out")
     assert result.exit_code == 0, result.output
     assert (workplace / "out" / "flow").is_dir()

@@ -98,7 +98,7 @@ def test_a_pipeline_is_trained_and_a_killed_run_ends_with_its_bits(workplace, mo
         assert isinstance(call("train", "small.yaml", "-o", "stopped").exception, Stop)
     folder = RunFolder.open(Path("stopped"))
     assert not folder.complete
-    monkeypatch.setattr(diffusion_train_job, "sample_ensemble", lambda *a, **k: pytest.fail("the frames were there"))
+    monkeypatch.setattr(diffusion_train_job, "draw_frames", lambda *a, **k: pytest.fail("the frames were there"))
     result = call("resume", "stopped")
     assert result.exit_code == 0, result.output
     assert same(parameters("stopped"), parameters("whole"))
