@@ -16,6 +16,9 @@ from .variables import BiasVariable, differences
 
 __all__ = ["Grid", "GridAxis", "interpolation_error", "n_nodes"]
 
+_PLACES = 32
+"""Of a hill between two nodes, at which the interpolation is judged."""
+
 _MOST_NODES = 20_000_000
 _ELEMENTS_AT_ONCE = 20_000_000
 """Of (kernels, nodes) arrays: 160 MB of float64."""
@@ -228,8 +231,8 @@ class Grid:
 def interpolation_error(axes: Sequence[GridAxis], widths: Sequence[float], shape: Shape) -> float:
     """Largest error of the spline of one hill, in units of its height: measured along each axis, and added up.
 
-    Along an axis a hill is put at eight places between two nodes, and its spline is compared with it at sixteen
-    points of every cell; around the whole circle on a periodic axis.
+    Along an axis a hill is put at 32 places between two nodes, and its spline is compared with it at sixteen points of
+    every cell, around the whole circle on a periodic axis, and where kernels that end do so, on both sides.
     """
     total = 0.0
     for axis, width in zip(axes, widths, strict=True):
@@ -238,11 +241,14 @@ def interpolation_error(axes: Sequence[GridAxis], widths: Sequence[float], shape
             reach = math.ceil((min(shape.reach, 6.0) + 1.0) * width / axis.spacing) + 4
             local, period = GridAxis(-reach * axis.spacing, reach * axis.spacing, 2 * reach), 0.0
         middle = (local.lower + local.upper) / 2
-        points = torch.linspace(local.lower, local.upper, 16 * local.bins + 1, dtype=torch.float64)[:, None]
+        cells = torch.linspace(local.lower, local.upper, 16 * local.bins + 1, dtype=torch.float64)
+        ends = torch.tensor([-1.0, 1.0], dtype=torch.float64) * min(shape.reach, 6.0) * width
+        ends = torch.cat([ends * (1.0 - 1e-9), ends * (1.0 + 1e-9)])
         periods = torch.tensor([period], dtype=torch.float64)
         worst = 0.0
-        for place in range(8):
-            center = torch.full((1, 1), middle + place / 8 * axis.spacing, dtype=torch.float64)
+        for place in range(_PLACES):
+            center = torch.full((1, 1), middle + place / _PLACES * axis.spacing, dtype=torch.float64)
+            points = torch.cat([cells, center[0] + ends])[:, None]
             one = torch.ones(1, dtype=torch.float64)
             hill = Kernels(center, torch.full((1, 1), width, dtype=torch.float64), one)
             spline = Grid((local,), torch.zeros(len(local.nodes()), dtype=torch.float64)).plus(hill, periods, shape)

@@ -5,9 +5,15 @@ Round k draws weighted samples of :math:`p\, e^{-V_k/kT} / Z_k`, whatever it is 
 
 * ``sequential``: the undone weights as they are. Each round's are unbiased given the rounds before it, so that their
   mean is, too (the errors are martingale differences).
-* ``mixture``: as if all samples came from :math:`\sum_k a_k\, p\, e^{-V_k/kT} / Z_k`, a_k the rounds' shares of the
-  effective samples, with the Z_k that agree with one another (Shirts, Chodera 2008, J. Chem. Phys. 129, 124105). A
-  first round without a bias bounds these weights by 1/a_0, however strong later biases are.
+* ``mixture``: a sample of round k with weight w of the biased law weighs
+
+  .. math:: \frac{w / Z_k}{\sum_j a_j e^{-V_j/kT} / Z_j},
+
+  a_j the rounds' shares of the samples (the balance heuristic: Veach, Guibas 1995, Proc. SIGGRAPH, 419). For given
+  biases this is unbiased with any numbers in the place of the Z_j, as every round has weights of its own; the best are
+  its own estimates of them, to which it is iterated. So errors of the Z_j are of second order. With a first round
+  without a bias no weight is above w / (Z_k a_0), however strong later biases are. Dividing a round's weights by their
+  own sum instead, as for samples of unknown evidence, would bias every round by 1/n, which more rounds never average.
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightError
-from ..weights import effective_sample_size, log_mean_exp, log_sum_exp, normalize
+from ..weights import effective_sample_size, log_mean_exp, normalize
 from .base import RepulsionBias
 from .variables import check_values
 
@@ -31,8 +37,8 @@ T = TypeVar("T")
 Pooling = Literal["mixture", "sequential"]
 OfSamples = Tensor | Callable[[Tensor], Tensor]
 
-_TOLERANCE, _ITERATIONS = 1e-10, 20_000
-"""Of the free energies of the rounds, in kT."""
+_TOLERANCE, _ITERATIONS = 1e-10, 2_000
+"""Of the log-normalizers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +130,7 @@ class PooledRounds:
         log_weights: (N,) float64, raw.
         round_index: (N,) int64.
         groups: (N,) int64, of independent groups; those of different rounds differ.
-        log_normalizers: (R,) log Z_k of the rounds; for ``"mixture"`` relative to the first one.
+        log_normalizers: (R,) log Z_k of the rounds: of each by itself, or by all samples.
     """
 
     values: Tensor
@@ -140,8 +146,8 @@ class PooledRounds:
 
     @property
     def log_evidence(self) -> float:
-        """Log of the integral of the law without the bias; unbiased before the logarithm for ``"sequential"``, without
-        a meaning for ``"mixture"``."""
+        """Log of the integral of the law without the bias; before the logarithm unbiased for ``"sequential"``, with a
+        bias of order 1/N for ``"mixture"``."""
         return float(log_mean_exp(self.log_weights))
 
     def mean(self, function_values: OfSamples) -> Tensor:
@@ -150,8 +156,7 @@ class PooledRounds:
         return self._moments(function_values)[0]
 
     def std_error(self, function_values: OfSamples) -> Tensor:
-        """Standard error (...) of :meth:`mean`, by the delta method over the groups; inf for a single group. The
-        normalizers of ``"mixture"`` count as known."""
+        """Standard error (...) of :meth:`mean`, by the delta method over the groups; inf for a single group."""
         return self._moments(function_values)[1]
 
     def _moments(self, function_values: OfSamples) -> tuple[Tensor, Tensor]:
@@ -221,29 +226,24 @@ def _groups(rounds: Sequence[Round[T]]) -> Tensor:
 
 
 def _mixture(reduced: Tensor, log_weights: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-weights (N,) over the mixture of the rounds, and log Z_k (R,) relative to the first round.
+    """Log-weights (N,) over the mixture of the rounds, and log Z_k (R,).
+
+    Steps are halved: where every sample stands in a round as often as its law says, a whole one would do.
 
     Args:
         reduced: (R, N) V_j / kT of every sample under every bias.
-        log_weights: (N,) of each sample under the biased law of its round.
+        log_weights: (N,) of each sample under the biased law of its round; their mean estimates its integral.
         index: (N,) its round.
     """
-    rounds = len(reduced)
-    rows = [log_weights[index == k] for k in range(rounds)]
-    sizes = torch.stack([effective_sample_size(row) for row in rows])
-    log_shares = (sizes / sizes.sum()).log()
-    within = torch.cat(
-        [row - (log_sum_exp(row) if bool(size > 0) else 0.0) for row, size in zip(rows, sizes, strict=True)]
-    )
-    base = log_shares[index] + within
-    base = torch.where(sizes[index] > 0, base, -math.inf)
-    log_z = torch.stack([log_mean_exp(row) for row in rows])  # where rounds share no region, this is all there is
-    log_z = torch.where(sizes > 0, log_z, 0.0) - (log_z[0] if bool(sizes[0] > 0) else 0.0)
+    log_shares = torch.bincount(index, minlength=len(reduced)).div(len(index)).log()[:, None]
+
+    def weighted(log_z: Tensor) -> Tensor:
+        return log_weights - log_z[index] - torch.logsumexp(log_shares - log_z[:, None] - reduced, dim=0)
+
+    log_z = torch.zeros(len(reduced), dtype=torch.float64) + log_mean_exp(log_weights)
     for _ in range(_ITERATIONS):
-        over = base - torch.logsumexp((log_shares - log_z)[:, None] - reduced, dim=0)
-        found = torch.logsumexp(over - reduced, dim=1)
-        found = found - found[0]
-        moved, log_z = float((found - log_z).abs().max()), found
-        if moved < _TOLERANCE:
-            return base - torch.logsumexp((log_shares - log_z)[:, None] - reduced, dim=0), log_z
+        moved = log_mean_exp(weighted(log_z) - reduced) - log_z
+        log_z = log_z + 0.5 * moved
+        if float(moved.abs().max()) < _TOLERANCE:
+            return weighted(log_z), log_z
     raise WeightError("rounds: they share so little that their normalizers do not settle: pool them 'sequential'")

@@ -105,7 +105,22 @@ def test_the_grid_is_the_sum(variables, shape):
 def test_a_gaussian_hill_on_the_default_grid():
     assert _well_tempered([PHI]).interpolation_error < 1.4e-5
     assert _well_tempered([PHI, PSI]).interpolation_error < 2.7e-5
-    assert _well_tempered([PHI], shape="stretched-gaussian").interpolation_error < 2.2e-4
+    assert _well_tempered([PHI], shape="stretched-gaussian").interpolation_error < 2.3e-4
+    assert _well_tempered([PHI], shape="truncated-gaussian").interpolation_error < math.exp(-6.25)  # its step
+
+
+@pytest.mark.parametrize("variable", [PHI, DISTANCE], ids=lambda v: v.name)
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+def test_the_error_of_a_hill_is_found_wherever_it_stands(variable, shape):
+    empty = _well_tempered([variable], grid=_axes([variable]), shape=shape)
+    middle, spacing = (empty.grid.axes[0].upper + empty.grid.axes[0].lower) / 2, empty.grid.axes[0].spacing
+    points = (middle + torch.linspace(-5.0, 5.0, 20_001, dtype=torch.float64) * variable.sigma)[:, None]
+    worst = 0.0
+    for place in torch.linspace(0.0, 1.0, 57, dtype=torch.float64):
+        hills = empty.hills((middle + spacing * place).reshape(1, 1))
+        away = empty.with_hills(hills)(points) - _without_grid(empty).with_hills(hills)(points)
+        worst = max(worst, float(away.abs().max() / hills.heights[0]))
+    assert 0.98 * empty.interpolation_error < worst < 1.01 * empty.interpolation_error
 
 
 def test_the_gradient_is_that_of_the_value():

@@ -23,6 +23,7 @@ from feynkac.fkc.kernels import MALA
 from feynkac.fkc.streams import generator_for, split_seed
 from feynkac.fkc.testing import Gaussian, ZTest, calibration
 from feynkac.fkc.testing.experts import gaussian_expert
+from feynkac.fkc.weights import log_mean_exp
 
 NODES = torch.linspace(-6.0, 6.0, 4001, dtype=torch.float64)
 X = BiasVariable("x", sigma=0.4)
@@ -185,23 +186,37 @@ def test_wrong_undoing_is_caught(mistake):
 
 
 @pytest.mark.filterwarnings("ignore:Unknown solver options")
-def test_the_mixture_agrees_with_mbar():
-    pytest.importorskip("pymbar")
-    from feynkac.molecular.free_energy.mbar import mbar_from_biases
-
-    rounds = list(bias_rounds(exact_draws(7), empty(), filling=4, frozen=1))
-    pooled = pool_rounds(rounds)
-    other = mbar_from_biases([one.bias for one in rounds], [one.drawn.values for one in rounds], KT)
-    assert torch.allclose(-pooled.log_normalizers, other.free_energies, atol=1e-6)
-    difference = pooled.log_weights - other.log_weights
-    assert float(difference.std()) < 1e-6
+@pytest.mark.slow
+@pytest.mark.parametrize("own_sums", [False, True])
+def test_a_mixture_of_many_small_rounds_is_right(own_sums):
+    """The error falls with the number of rounds and is told. Negative control: rounds divided by their own sums."""
+    scores, logs = [], []
+    for repeat in range(40):
+        rounds = list(bias_rounds(weighted_draws(700 + repeat, 24), empty(), filling=6, frozen=150))
+        if own_sums:
+            levels = pool_rounds(rounds).log_normalizers
+            rounds = [
+                dataclasses.replace(one, drawn=dataclasses.replace(one.drawn, log_weights=weights + level))
+                for one, level in zip(rounds, levels, strict=True)
+                for weights in [one.drawn.log_weights - log_mean_exp(one.drawn.log_weights)]
+            ]
+        pooled = pool_rounds(rounds)
+        f = rare(pooled.values)
+        scores.append(float((pooled.mean(f) - TRUTH) / pooled.std_error(f)))
+        logs.append(pooled.log_evidence)
+    found = ZTest.from_samples(torch.tensor(scores), 0.0)
+    assert found.passed != own_sums, str(found)
+    if not own_sums:
+        assert calibration(torch.tensor(scores)).estimate < 1.9
+        assert abs(sum(logs) / 40) < 5 * float(torch.tensor(logs).std()) / 40**0.5 + 0.01
 
 
 def test_the_mixture_finds_the_normalizers_and_bounds_its_weights():
     rounds = list(bias_rounds(exact_draws(8, 2000), empty(height=8.0), filling=6))
     pooled = pool_rounds(rounds)
     exact = torch.stack([(lopsided() * (-one.bias(NODES[:, None]) / KT).exp()).sum().log() for one in rounds])
-    assert torch.allclose(pooled.log_normalizers, exact - exact[0], atol=0.1)
+    assert torch.allclose(pooled.log_normalizers, exact, atol=0.05)
+    assert abs(pooled.log_evidence) < 0.05
     assert pooled.ess > 1.1 * pool_rounds(rounds, "sequential").ess
     assert float(pooled.log_weights.softmax(0).max()) < 2 * 6 / len(pooled.values)
 
@@ -243,7 +258,7 @@ def test_rounds_far_apart_are_joined_by_their_evidences():
         drawn = Drawn(center[[k]].repeat(50, 1), torch.full((50,), evidence, dtype=torch.float64), None)
         made.append(Round(k, wall, drawn, wall))
     pooled = pool_rounds(made)
-    assert pooled.log_normalizers.tolist() == pytest.approx([0.0, -1.5], abs=1e-9)
+    assert pooled.log_normalizers.tolist() == pytest.approx([-1.0, -2.5], abs=1e-8)
     share = float(pooled.mean((pooled.values[:, 0] > 0).double()))
     assert share == pytest.approx(math.exp(-1.0) / (math.exp(-1.0) + math.exp(-2.5)), abs=1e-9)
 
