@@ -14,24 +14,50 @@ from ...molecular.dynamics import Staged
 from ...molecular.free_energy import Region
 from ...molecular.pipeline import DifferenceRequest
 
-__all__ = ["Watch", "cores", "outside_grid"]
+__all__ = ["Watch", "cores", "outside_grid", "reach_of"]
 
 _MARGIN = 0.25
-"""Of the narrower of a region and what is left of a circle: by so much the cores keep away from the border."""
+"""Of the narrower of a region and what is left of a circle, or of the range of the values: by so much the cores keep
+away from the border."""
 
 
-def cores(values: Tensor, request: DifferenceRequest) -> tuple[Tensor, Tensor]:
-    """Which values lie well inside the region, and which well outside."""
+def reach_of(values: Tensor, counted: Tensor | None = None) -> tuple[float, float]:
+    """Lowest and highest of the finite values, only of those ``counted`` where that is given; inf, -inf without any."""
+    kept = torch.isfinite(values) if counted is None else torch.isfinite(values) & counted
+    found = values[kept]
+    return (float(found.min()), float(found.max())) if len(found) else (math.inf, -math.inf)
+
+
+def cores(
+    values: Tensor, request: DifferenceRequest, reach: tuple[float, float] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Which values lie well inside the region, and which well outside.
+
+    Where an open variable has values beyond one end of the region only, the other end is no border: how far off it was
+    put makes no difference.
+
+    Args:
+        values: any shape.
+        request: with the region.
+        reach: lowest and highest value that is ever taken, of an open variable; by default of ``values``.
+    """
     region = request.region
-    width = region.upper - region.lower
     if region.period is not None:
-        width = width % region.period
+        width = (region.upper - region.lower) % region.period
         margin = _MARGIN * min(width, region.period - width)
-    else:
-        margin = _MARGIN * width
-    inner = Region(region.lower + margin, region.upper - margin, region.period)
-    wider = Region(region.lower - margin, region.upper + margin, region.period)
-    return inner.contains(values), ~wider.contains(values) & torch.isfinite(values)
+        inner = Region(region.lower + margin, region.upper - margin, region.period)
+        wider = Region(region.lower - margin, region.upper + margin, region.period)
+        return inner.contains(values), ~wider.contains(values) & torch.isfinite(values)
+    low, high = reach_of(values) if reach is None else reach
+    lower, upper = region.lower, region.upper
+    if low < upper and high > lower:  # otherwise nothing lies inside
+        lower, upper = (lower if low < lower else -math.inf), (upper if high > upper else math.inf)
+    width = min(upper, high) - max(lower, low)
+    rest = (high - low) - width
+    margin = _MARGIN * (min(width, rest) if min(width, rest) > 0 else region.upper - region.lower)
+    inside = (values > lower + margin) & (values < upper - margin)
+    outside = (values < lower - margin) | (values > upper + margin)
+    return inside & torch.isfinite(values), outside & torch.isfinite(values)
 
 
 def outside_grid(bias: RepulsionBias, values: Tensor) -> Tensor:
@@ -60,13 +86,16 @@ class Watch:
         self.counts = torch.zeros(2, dtype=torch.int64)
         self.sums = torch.full((2,), -math.inf, dtype=torch.float64)
         self.stage = torch.zeros((), dtype=torch.int64)
+        self.reach = torch.tensor([math.inf, -math.inf], dtype=torch.float64)
         if state is not None:
             self.last, self.counts = state["last"].clone(), state["counts"].clone()
             self.sums, self.stage = state["sums"].clone(), state["stage"].clone()
+            self.reach = state.get("reach", self.reach).clone()
 
     def state_dict(self) -> dict[str, Tensor]:
         """To go on from."""
-        return {"last": self.last, "counts": self.counts, "sums": self.sums, "stage": self.stage}
+        names = ("last", "counts", "sums", "stage", "reach")
+        return {name: getattr(self, name) for name in names}
 
     def take(self, staged: Staged, values: Mapping[str, Tensor]) -> None:
         """Take in a record with its variables (B,) by name."""
@@ -79,7 +108,11 @@ class Watch:
         if stage:
             self.counts[1] += int((outside_grid(staged.state.bias, record.values) & record.alive).sum())
         if self.request is not None:
-            inside, outside = cores(values[self.request.variable], self.request)
+            of_walkers = values[self.request.variable]
+            low, high = reach_of(of_walkers, record.alive)
+            ends = min(float(self.reach[0]), low), max(float(self.reach[1]), high)
+            self.reach = torch.tensor(ends, dtype=torch.float64)
+            inside, outside = cores(of_walkers, self.request, ends)
             now = torch.where(record.alive, inside.to(torch.int8) - outside.to(torch.int8), 0).to(torch.int8)
             self.counts[0] += int(((now != 0) & (self.last != 0) & (now != self.last)).sum())
             self.last = torch.where(now != 0, now, self.last)

@@ -29,7 +29,7 @@ from ...molecular.free_energy import (
 )
 from ...molecular.free_energy.difference import FEW_EFFECTIVE_SAMPLES
 from ...molecular.pipeline import DifferenceRequest
-from ..biased.watch import cores
+from ..biased.watch import cores, reach_of
 from ..errors import UserError
 from ..results import KHAT_LIMIT
 from .options import FesOptions
@@ -188,7 +188,8 @@ def _report(
     core_a, core_b = None, None
     if b is None and inside is not None and len(inside.sides) == 1:
         name, region = inside.sides[0]
-        inner, outer = cores(samples.columns[name], DifferenceRequest(variable=name, region=region, bootstrap=0))
+        values, request = samples.columns[name], DifferenceRequest(variable=name, region=region, bootstrap=0)
+        inner, outer = cores(values, request, reach_of(values, samples.log_weights > -math.inf))
         if bool(inner.any()) and bool(outer.any()):  # otherwise the border itself is what is crossed
             core_a, core_b = inner, outer
     logs = samples.log_weights

@@ -12,8 +12,9 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
-from ...molecular.io import read_grid, read_openmm_bias, read_opes_kernels, read_opes_state
+from ...molecular.io import FileFormatError, PlumedGrid, read_grid, read_openmm_bias, read_opes_kernels, read_opes_state
 from ..errors import UserError
 from ..printing import print_results
 from ..results import Number
@@ -21,7 +22,7 @@ from .axes import kernel_axes, unit_of
 from .inputs import Inputs
 from .landscape import Landscape
 from .options import FesOptions, implied_temperature
-from .outputs import Outputs, refuse_existing, write_rest
+from .outputs import Outputs, refuse_existing, uncertainty_of, write_rest
 from .plots import NEGATIVE_BIAS, Unit, draw_landscape
 from .regions import Regions
 from .sums import opes_landscape, opes_reach
@@ -31,6 +32,11 @@ __all__ = ["CAVEAT", "check_idw", "fes_from_bias", "place_numbers", "shown", "wo
 CAVEAT = (
     "what a bias implies has no error bar: it is off while the bias still fills and by the width of its kernels, and "
     "nothing in this file tells by how much. For an error reweight the frames: feynkac fes COLVAR"
+)
+
+_NOT_SAID = (
+    "this table holds no errors and does not say what it was made of: a bias that still fills is off by an amount that "
+    "nothing here tells; errors of reweighted frames are read where their table (fes_uncertainty.dat) stands beside"
 )
 
 
@@ -59,7 +65,9 @@ def fes_from_bias(console: Console, inputs: Inputs, options: FesOptions) -> None
     unit = Unit.of(options.units, options.kT)
     thermal, doubts = implied_temperature(options.kT)
     found = [*numbers, *place_numbers(landscape, unit), *regions.numbers(value, options.kT, unit), *thermal]
-    notes = [*doubts, CAVEAT] if whole.error is None else doubts
+    notes = list(doubts)
+    if whole.error is None:
+        notes.append(_NOT_SAID if inputs.kind == "grid" and options.bias_factor is None else CAVEAT)
     if whole.error is not None and value is not None:
         notes.append("ΔF has no error bar: the errors of cells are correlated, which the file does not hold")
     pictures = pictures_of(landscape, unit, options, regions, outputs, notes)
@@ -95,17 +103,40 @@ def _grid(inputs: Inputs, options: FesOptions) -> Made:
     if free:
         if options.bias_factor is not None or options.negbias:
             raise UserError(f"{path} holds free energies: leave --bias-factor and --negbias out")
-        made = Landscape(axes, grid.columns[free[0]], slopes, grid.columns.get("uncertainty"), free[0])
+        error, numbers = grid.columns.get("uncertainty"), []
+        if error is None and (beside := _errors_beside(path, grid, free[0])) is not None:
+            error, numbers = beside, [_typical_error(path, beside[torch.isfinite(grid.columns[free[0]])], options)]
+        made = Landscape(axes, grid.columns[free[0]], slopes, error, free[0])
         changed = options.outfile is not None or options.mintozero or bool(options.idw)
     else:
         biases = [name for name in grid.columns if name.endswith(".bias")]
         if len(biases) != 1:
             raise UserError(f"{path}: neither free energies (file.free) nor one column that ends in .bias")
-        factor = _scale(path, options)
+        factor, numbers = _scale(path, options), []
         made = Landscape(axes, factor * grid.columns[biases[0]], None if slopes is None else factor * slopes)
         changed = True
     check_idw(options, made.names)
-    return lambda advance: made, [], not changed
+    return lambda advance: made, numbers, not changed
+
+
+def _errors_beside(path: Path, grid: PlumedGrid, column: str) -> Tensor | None:
+    """Errors (*bins) from the table that reweighting writes beside this one; None where that is not of this surface."""
+    place = uncertainty_of(path)
+    try:
+        found = read_grid(place)
+    except (FileNotFoundError, FileFormatError):
+        return None
+    values = found.columns.get(column)
+    if found.axes != grid.axes or values is None or "uncertainty" not in found.columns:
+        return None
+    return found.columns["uncertainty"] if torch.equal(values, grid.columns[column]) else None
+
+
+def _typical_error(path: Path, error: Tensor, options: FesOptions) -> Number:
+    unit, known = Unit.of(options.units, options.kT), error[torch.isfinite(error)]
+    typical = float(known.median()) * unit.factor if known.numel() else math.nan
+    remark = f"of {uncertainty_of(path).name}, beside the table"
+    return Number("cell_error", "error of F, median over cells", typical, None, unit.name, remark)
 
 
 def _openmm(inputs: Inputs, options: FesOptions) -> Made:
@@ -174,7 +205,7 @@ def place_numbers(landscape: Landscape, unit: Unit) -> list[Number]:
     )
     lowest = float(values[at]) * unit.factor + 0.0  # no -0
     highest = float(values[finite].max()) * unit.factor
-    shape = " x ".join(str(axis.bins) for axis in landscape.axes)
+    shape = " x ".join(str(axis.bins) for axis in landscape.axes) if len(landscape.axes) > 1 else ""
     return [
         Number("grid_points", "grid points", values.numel(), remark=shape),
         Number("lowest", "lowest value, as the file has it", lowest, None, unit.name, f"at {where}"),

@@ -25,6 +25,7 @@ from .plots import Unit
 from .regions import Regions
 from .sums import Dump, hills_dumps, hills_reach, in_order_of_time
 from .time_plots import draw_drift
+from .unfinished import reading
 
 __all__ = ["fes_from_hills"]
 
@@ -39,7 +40,8 @@ def fes_from_hills(console: Console, inputs: Inputs, options: FesOptions) -> Non
         FileExistsError: an output is there already.
         FileFormatError: a damaged file, or files of different variables.
     """
-    table = in_order_of_time(read_hills(inputs.paths))
+    found_hills, cut = reading(lambda: read_hills(inputs.paths, unfinished=True))
+    table = in_order_of_time(found_hills)
     if not len(table):
         raise UserError(f"{inputs.paths[0]}: no hill")
     check_idw(options, table.names)
@@ -87,7 +89,7 @@ def fes_from_hills(console: Console, inputs: Inputs, options: FesOptions) -> Non
         *_drift_numbers(dumps, landscapes, differences, unit),
         *thermal,
     ]
-    notes = [*doubts, *_counted_twice(inputs.paths), CAVEAT, *_outside(table, axes)]
+    notes = [*cut, *doubts, *_counted_twice(inputs.paths), CAVEAT, *_outside(table, axes)]
     pictures = pictures_of(landscapes[-1], unit, options, regions, outputs, notes)
     if options.plots and len(dumps) > 1 and not options.nohistory:
         counts = [dump.last for dump in dumps]
@@ -121,13 +123,13 @@ def _drift_numbers(
     change = landscapes[-1].change_from(landscapes[-2]) * unit.factor
     remark = f"r.m.s. over the grid, {dumps[-2].last:,} to {dumps[-1].last:,} hills"
     found = [Number("last_change", "change of F in the last file", change, None, unit.name, remark)]
-    late = torch.tensor(differences[len(differences) // 2 :], dtype=torch.float64)
+    late = torch.tensor(differences[len(differences) // 2 :], dtype=torch.float64) * unit.factor
     if len(late) > 1:
-        low, high = float(late.min()) * unit.factor, float(late.max()) * unit.factor
-        remark = f"from {low:.2f} to {high:.2f}: drift, no error bar"
-        found.append(
-            Number("delta_f_drift", "ΔF over the second half of the files", high - low, None, unit.name, remark)
-        )
+        first, last, low, high = (float(v) for v in (late[0], late[-1], late.min(), late.max()))
+        between = f", between {low:.2f} and {high:.2f}" if {low, high} != {first, last} else ""
+        remark = f"from {first:.2f} to {last:.2f}{between}: drift, no error bar"
+        label = "ΔF over the second half of the files"
+        found.append(Number("delta_f_drift", label, last - first, None, unit.name, remark))
     return found
 
 
@@ -162,11 +164,11 @@ def _counted_twice(paths: Sequence[Path]) -> list[str]:
 
 
 def _rows(path: Path) -> Iterator[str]:
-    """The lines of hills, spaces made single."""
+    """The lines of hills, spaces made single; not a last one that does not end."""
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             words = line.split()
-            if words and not words[0].startswith("#"):
+            if words and not words[0].startswith("#") and line.endswith("\n"):
                 yield " ".join(words)
 
 

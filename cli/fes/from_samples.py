@@ -152,6 +152,8 @@ def _frames_text(samples: Samples, steps: int, walkers: int) -> str:
         parts.append(f"{walkers:,} walkers of up to {steps:,} frames")
     if samples.skipped:
         parts.append(f"{samples.skipped:,} skipped at the start")
+    if samples.repeated:
+        parts.append(f"{samples.repeated:,} whose times stand again left out")
     return "; ".join(parts)
 
 

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..report.style import png
 from ..results import Number, as_json
 
-__all__ = ["Outputs", "refuse_existing", "write_rest"]
+__all__ = ["Outputs", "refuse_existing", "uncertainty_of", "write_rest"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,12 @@ class Outputs:
     def uncertainty(self) -> Path:
         """Table with errors."""
         assert self.table is not None
-        suffix = self.table.suffix or ".dat"
-        return self.table.with_name(f"{self.table.stem}_uncertainty{suffix}")
+        return uncertainty_of(self.table)
+
+
+def uncertainty_of(table: Path) -> Path:
+    """The table with the errors of another."""
+    return table.with_name(f"{table.stem}_uncertainty{table.suffix or '.dat'}")
 
 
 def refuse_existing(paths: Sequence[Path]) -> None:

@@ -14,6 +14,8 @@ from ...molecular.io import FileFormatError, PlumedTable, read_colvar
 from ..errors import UserError
 from .options import FesOptions
 from .texts import Skip
+from .unfinished import reading
+from .walkers import split_notes, split_rows
 from .weighting import Weighting
 
 __all__ = ["Samples", "read_samples"]
@@ -38,6 +40,7 @@ class Samples:
         invalid: rows left out for numbers that are not finite.
         weighting: what the weights are, in words.
         notes: what a reader should know.
+        repeated: rows left out because others have their times.
     """
 
     names: tuple[str, ...]
@@ -50,6 +53,7 @@ class Samples:
     invalid: int
     weighting: str
     notes: tuple[str, ...]
+    repeated: int = 0
 
     @property
     def columns(self) -> dict[str, Tensor]:
@@ -70,7 +74,7 @@ def read_samples(paths: Sequence[Path], options: FesOptions) -> Samples:
         UserError: naming option and file: unknown columns, no bias, no kT, nothing left.
         FileFormatError: a file that is damaged.
     """
-    tables = [read_colvar(path) for path in paths]
+    tables, cut = reading(lambda: [read_colvar(path, unfinished=True) for path in paths])
     for path, table in zip(paths, tables, strict=True):
         if not table.rows:
             raise UserError(f"{path}: no row")
@@ -81,10 +85,11 @@ def read_samples(paths: Sequence[Path], options: FesOptions) -> Samples:
     weigh = Weighting.of(paths[0], first, options)
     walkers: list[Tensor] = []
     skipped = invalid = 0
-    notes = weigh.notes(tables)
-    for path, table in zip(paths, tables, strict=True):
+    splits = [split_rows(path, table, options.walkers) for path, table in zip(paths, tables, strict=True)]
+    notes = [*cut, *split_notes(paths, splits), *weigh.notes(tables)]
+    for path, table, split in zip(paths, tables, splits, strict=True):
         rows, spoilt = _rows(table, names, weigh)
-        for of_walker in _by_walker(path, table, options.walkers):
+        for of_walker in split.walkers:
             kept = _after(options.skip, path, table, of_walker)
             skipped += len(of_walker) - len(kept)
             invalid += int(spoilt[kept].sum())
@@ -106,6 +111,7 @@ def read_samples(paths: Sequence[Path], options: FesOptions) -> Samples:
         invalid=invalid,
         weighting=weigh.text,
         notes=tuple(notes),
+        repeated=sum(split.again + split.copies for split in splits),
     )
 
 
@@ -120,7 +126,8 @@ def _domains(path: Path, table: PlumedTable) -> dict[str, tuple[float, float]]:
 
 
 def _variables(path: Path, table: PlumedTable, options: FesOptions) -> tuple[str, ...]:
-    likely = [name for name in table.columns if name not in _NO_VARIABLES and "." not in name]
+    taken = {*_NO_VARIABLES, *options.bias, options.weights}
+    likely = [name for name in table.columns if name not in taken and "." not in name]
     if not options.cv:
         if not 1 <= len(likely) <= _MOST:
             there = ", ".join(likely or [name for name in table.columns if name not in _NO_VARIABLES])
@@ -148,22 +155,6 @@ def _rows(table: PlumedTable, names: Sequence[str], weigh: Weighting) -> tuple[T
 
 def _times(table: PlumedTable) -> Tensor:
     return table.columns.get("time", torch.arange(table.rows, dtype=torch.float64))
-
-
-def _by_walker(path: Path, table: PlumedTable, count: int | None) -> list[Tensor]:
-    """Row numbers of each walker of a file."""
-    rows = torch.arange(table.rows)
-    if "walker" in table.columns:
-        labels = table.columns["walker"]
-        names = torch.unique(labels).tolist()
-        if count not in (None, len(names)):
-            raise UserError(f"--walkers {count}: {path} has a column walker with {len(names):,}; leave --walkers out")
-        return [rows[labels == name] for name in names]
-    if count is None:
-        return [rows]
-    if table.rows % count:
-        raise UserError(f"--walkers {count}: the {table.rows:,} rows of {path} are no multiple of it")
-    return list(rows.reshape(-1, count).unbind(1))
 
 
 def _after(skip: Skip, path: Path, table: PlumedTable, rows: Tensor) -> Tensor:

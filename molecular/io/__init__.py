@@ -6,7 +6,7 @@ Nothing is overwritten.
 from .append import truncate_rows
 from .bias_tables import bias_grid, hills_of, opes_bias_of, opes_kernels_of, opes_table_of, table_of
 from .colvar import append_colvar, bias_columns, read_colvar, write_colvar
-from .errors import FileFormatError
+from .errors import FileFormatError, UnfinishedLineWarning
 from .fes import FesGrid, read_fes, write_fes, write_fes_projection, write_fes_uncertainty
 from .grid import PlumedGrid, grid_axis, read_grid, write_bias_grid, write_grid
 from .hills import HillsTable
@@ -64,4 +64,5 @@ __all__ = [
     "write_weights",
     "read_weights",
     "FileFormatError",
+    "UnfinishedLineWarning",
 ]

@@ -83,16 +83,21 @@ def append_colvar(
     append_rows(path, _header(_checked(columns), periods), _body(columns, time))
 
 
-def read_colvar(path: Path) -> PlumedTable:
+def read_colvar(path: Path, *, unfinished: bool = False) -> PlumedTable:
     """Read a COLVAR file, or any PLUMED table; ``.domains`` has the ends of its periodic variables.
 
     Headers repeated after restarts must name the same fields. Rows stay in the order of the file.
+
+    Args:
+        path: file.
+        unfinished: whether a last line that does not end, as in the file of a run that was killed, may be left out,
+            with an `UnfinishedLineWarning`.
 
     Raises:
         FileNotFoundError: if the file is missing.
         FileFormatError: naming file and line of a missing header, a short row, or a value that is no number.
     """
-    return read_table(path)
+    return read_table(path, unfinished=unfinished)
 
 
 def _checked(columns: Mapping[str, Tensor]) -> list[str]:

@@ -23,11 +23,13 @@ from .plumed import PlumedTable, domain_of, read_blocks, set_lines
 __all__ = ["append_hills", "read_hills", "write_hills"]
 
 
-def read_hills(paths: Path | str | Sequence[Path | str]) -> HillsTable:
+def read_hills(paths: Path | str | Sequence[Path | str], *, unfinished: bool = False) -> HillsTable:
     """Read HILLS files: one, or those of several walkers or restarts, joined in the order given.
 
     Args:
         paths: one file or several.
+        unfinished: whether the last line of a file may be left out that does not end, as in that of a run that was
+            killed, with an `UnfinishedLineWarning`.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -40,7 +42,7 @@ def read_hills(paths: Path | str | Sequence[Path | str]) -> HillsTable:
         raise ValueError("read_hills: no path")
     tables: list[HillsTable] = []
     for path in map(Path, several):
-        for block in read_blocks(path):
+        for block in read_blocks(path, unfinished=unfinished):
             table = _table(path, block)
             if tables and (difference := tables[0].differs_from(table)):
                 _fail(path, block.line, difference)

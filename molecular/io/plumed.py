@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import FileFormatError
+from .errors import FileFormatError, UnfinishedLineWarning
 
 __all__ = [
     "PlumedTable",
@@ -112,14 +113,18 @@ def parse_plumed_number(text: str) -> float:
     return (-1.0 if sign == "-" else 1.0) * float(times or 1) * math.pi / float(over or 1)
 
 
-def read_table(path: Path) -> PlumedTable:
+def read_table(path: Path, *, unfinished: bool = False) -> PlumedTable:
     """Read a PLUMED table. Headers repeated after restarts must name the same fields; later SET lines win.
+
+    Args:
+        path: file.
+        unfinished: as in `read_blocks`.
 
     Raises:
         FileNotFoundError: if the file is missing.
         FileFormatError: naming file and line of a missing header, a short row, or a value that is no number.
     """
-    blocks = read_blocks(path)
+    blocks = read_blocks(path, unfinished=unfinished)
     for block in blocks:
         if list(block.columns) != list(blocks[0].columns):
             raise FileFormatError(
@@ -130,11 +135,23 @@ def read_table(path: Path) -> PlumedTable:
     return PlumedTable(columns, constants, row_lines=sum((block.row_lines for block in blocks), ()))
 
 
-def read_blocks(path: Path) -> list[PlumedTable]:
-    """The parts of a PLUMED file, one for each header; a header starts with a FIELDS line. Raises as `read_table`."""
+def read_blocks(path: Path, *, unfinished: bool = False) -> list[PlumedTable]:
+    """The parts of a PLUMED file, one for each header; a header starts with a FIELDS line.
+
+    Args:
+        path: file.
+        unfinished: whether a last line without an end, which a run leaves that is killed while it writes, may be left
+            out with an `UnfinishedLineWarning`; its numbers may be cut short even where none is missing. A repeated
+            header without a row that it belongs to goes with it. Otherwise such a line is an error.
+
+    Raises:
+        As `read_table`.
+    """
     text = Path(path).read_text(encoding="utf-8", errors="replace")
+    lines = text.split("\n")
+    cut = lines.pop()
     parts: list[_Part] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines if unfinished or not cut else [*lines, cut], start=1):
         words = line.split()
         if line.startswith("#!"):
             _header(path, number, words[1:], parts)
@@ -143,10 +160,14 @@ def read_blocks(path: Path) -> list[PlumedTable]:
                 _fail(path, number, "data before any '#! FIELDS' line")
             parts[-1].numbers.extend(_row(path, number, words, parts[-1].fields))
             parts[-1].row_lines.append(number)
-    if text and not text.endswith("\n"):
+    if cut and not unfinished:
         raise FileFormatError(f"{path}: truncated: its last line does not end")
     if not parts:
         raise FileFormatError(f"{path}: no '#! FIELDS' line, so this is no PLUMED file")
+    if cut:
+        warnings.warn(UnfinishedLineWarning(path, len(lines) + 1), stacklevel=2)
+        if len(parts) > 1 and cut.startswith("#") and not parts[-1].row_lines:
+            parts.pop()
     return [part.table() for part in parts]
 
 

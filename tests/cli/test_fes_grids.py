@@ -1,5 +1,6 @@
 """`feynkac fes` on OPES's files, grids that are drawn again, and OpenMM's biases."""
 
+import json
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from feynkac.molecular.io import (
     opes_kernels_of,
     opes_table_of,
     write_bias_grid,
+    write_colvar,
     write_opes_kernels,
     write_opes_state,
 )
@@ -133,6 +135,50 @@ def test_grid_with_errors(tmp_path):
     assert "the errors of cells are correlated" in output
     expected = -KT * math.log(math.exp(-1.5 / KT) / (1 + math.exp(-0.5 / KT)))
     assert numbers(tmp_path / "out.json")["delta_f"] == pytest.approx(expected, abs=1e-9)
+
+
+def reweighted(folder):
+    """Tables of frames of a normal law."""
+    x = torch.randn(4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    write_colvar(folder / "COLVAR", {"x": x})
+    run(folder, "COLVAR", "--kt", KT, "--bias", "none", "--bin", 20, "--no-plots")
+
+
+def test_errors_of_reweighted_frames_are_found_beside_their_table(tmp_path):
+    reweighted(tmp_path)
+    output = run(tmp_path, "fes.dat", "--kt", KT, "--deltaf", "0..1", "-o", "out.dat")
+    for false in ("has no error bar: it is off", "holds no errors", "feynkac fes COLVAR"):
+        assert false not in output
+    assert "the errors of cells are correlated" in output
+    columns, _ = read_table(tmp_path / "fes_uncertainty.dat")
+    known = columns["uncertainty"][np.isfinite(columns["file.free"]) & np.isfinite(columns["uncertainty"])]
+    row = json.loads((tmp_path / "out.json").read_text())["numbers"]["cell_error"]
+    assert row["value"] == pytest.approx(float(torch.tensor(known).median()), abs=1e-9)
+    assert row["remark"] == "of fes_uncertainty.dat, beside the table"
+    run(tmp_path, "fes.dat", "--units", "kcal/mol", "--no-plots", "-o", "kcal.dat")
+    assert numbers(tmp_path / "kcal.json")["cell_error"] == pytest.approx(row["value"] / 4.184)
+
+
+@pytest.mark.parametrize("spoil", ["gone", "other values", "other grid", "damaged", "no errors"])
+def test_errors_of_another_surface_are_not_taken(tmp_path, spoil):
+    """And of a table without errors nothing is said that is not known."""
+    reweighted(tmp_path)
+    beside = tmp_path / "fes_uncertainty.dat"
+    text = beside.read_text()
+    beside.unlink()
+    if spoil == "other values":
+        line = text.splitlines()[-8]
+        beside.write_text(text.replace(line, line.replace(line.split()[1], "3.141592654")))
+    elif spoil == "other grid":
+        beside.write_text(text.replace("#! SET max_x ", "#! SET max_x 1"))
+    elif spoil == "damaged":
+        beside.write_text(text[:-30])
+    elif spoil == "no errors":
+        beside.write_text((tmp_path / "fes.dat").read_text())
+    output = run(tmp_path, "fes.dat", "-o", "out.dat", "--no-plots")
+    assert "cell_error" not in numbers(tmp_path / "out.json")
+    assert "this table holds no errors and does not say what it was made of" in output
+    assert "what a bias implies" not in output
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -225,6 +226,49 @@ def test_stride(tmp_path):
         np.testing.assert_allclose(columns["file.free"], expected, rtol=0, atol=1e-9)
     assert "drift, no error bar" in output
     assert {"last_change", "delta_f_drift"} <= set(numbers(tmp_path / "fes.json"))
+
+
+@pytest.mark.parametrize(("kept", "falls"), [([0, 1, 2, 3], True), ([0, 1, 3, 2], False)])
+def test_drift_has_a_sign(tmp_path, kept, falls):
+    """From the first to the last of the second half; a hill in the region makes it deeper."""
+    table = make_hills(("phi",), m=4, biasf=-1.0)
+    heights = torch.tensor([1.0, 6.0, 2.0, 4.0], dtype=torch.float64)[kept]
+    zero = torch.zeros(4, 1, dtype=torch.float64)
+    table = replace(table, centers=zero + 1.0, sigmas=zero + 0.3, heights=heights - 2.5)
+    write_hills(tmp_path / "HILLS", table)
+    output = run(tmp_path, "HILLS", "--stride", 1, "--kt", 2.5, "--deltaf", "0..2", "--no-plots", "--bin", 60)
+    values = []
+    for k in range(4):
+        columns, _ = read_table(tmp_path / f"fes_{k}.dat")
+        inside = (columns["phi"] > 0) & (columns["phi"] < 2)
+        mass = np.exp(-columns["file.free"] / 2.5)
+        values.append(2.5 * math.log(mass[~inside].sum() / mass[inside].sum()))
+    late = values[2:]
+    found = numbers(tmp_path / "fes.json")["delta_f_drift"]
+    assert found == pytest.approx(late[-1] - late[0], abs=0.15)
+    assert (found < -0.3, found > 0.1) == (falls, not falls)
+    assert "between" not in output
+    assert re.search(r"ΔF over the second half of the files +-?\d.* from (-?\d\.\d\d) to (-?\d\.\d\d): drift", output)
+
+
+def test_drift_names_extremes_between_its_ends(tmp_path):
+    table = make_hills(("phi",), m=6, biasf=-1.0)
+    zero = torch.zeros(6, 1, dtype=torch.float64)
+    heights = torch.tensor([1.0, 1.0, 1.0, 1.0, 6.0, -4.0], dtype=torch.float64)
+    write_hills(tmp_path / "HILLS", replace(table, centers=zero + 1.0, sigmas=zero + 0.3, heights=heights))
+    output = run(tmp_path, "HILLS", "--stride", 1, "--kt", 2.5, "--deltaf", "0..2", "--no-plots")
+    text = re.search(r"from (\S+) to (\S+), between (\S+) and (\S+): drift", output)
+    first, last, low, high = map(float, text.groups())
+    assert low < last < first == high
+    assert numbers(tmp_path / "fes.json")["delta_f_drift"] == pytest.approx(last - first, abs=0.011)
+
+
+@pytest.mark.parametrize(("names", "remark"), [(("phi",), ""), (("phi", "d"), "9 x 10")])
+def test_shape_of_the_grid_is_said_once(tmp_path, names, remark):
+    write(tmp_path / "HILLS", names)
+    run(tmp_path, "HILLS", "--no-plots", "--bin", ",".join(["9", "9"][: len(names)]))
+    row = json.loads((tmp_path / "fes.json").read_text())["numbers"]["grid_points"]
+    assert (row["value"], row.get("remark", "")) == (90 if remark else 9, remark)
 
 
 def test_stride_without_history(tmp_path):
@@ -488,12 +532,37 @@ def test_files_that_do_not_go_together(tmp_path):
     assert "not recognised" in run(tmp_path, "text", code=2)
 
 
+@pytest.mark.parametrize("cut", [1, 9, 40])
+def test_last_line_of_a_run_that_was_killed(tmp_path, cut):
+    """It is left out and counted, also where only its end is missing: its last number may be cut short."""
+    write(tmp_path / "WHOLE", ("phi",), m=20)
+    text = (tmp_path / "WHOLE").read_text()
+    (tmp_path / "HILLS").write_text(text[:-cut])
+    (tmp_path / "LESS").write_text("".join(text.splitlines(keepends=True)[:-1]))
+    output = run(tmp_path, "HILLS", "--no-plots", "-o", "a.dat", "--min", "-pi", "--max", "pi", "--bin", 50)
+    line = text.count("\n")
+    assert (
+        f"the last line of 1 file does not end, as where a run was killed, and was left out (HILLS, line {line})"
+        in (output)
+    )
+    assert numbers(tmp_path / "a.json")["hills"] == 19
+    for name in ("LESS", "WHOLE"):
+        words = (name, "--no-plots", "-o", f"{name}.dat", "--min", "-pi", "--max", "pi", "--bin", 50)
+        assert "does not end" not in run(tmp_path, *words)
+    assert (tmp_path / "a.dat").read_text() == (tmp_path / "LESS.dat").read_text()
+    assert (tmp_path / "a.dat").read_text() != (tmp_path / "WHOLE.dat").read_text()
+    # what it holds of that line makes the file no other one than the run that went on
+    output = run(tmp_path, "HILLS", "WHOLE", "--no-plots", "-o", "b.dat")
+    assert "WHOLE begins with all hills of HILLS: these are counted twice" in output
+
+
 def test_broken_and_empty_hills(tmp_path):
     table = make_hills(("phi",))
     write_hills(tmp_path / "HILLS", table)
     text = (tmp_path / "HILLS").read_text()
-    (tmp_path / "HILLS").write_text(text[:-9])
-    assert "HILLS" in run(tmp_path, "HILLS", code=2)
+    short = text.splitlines(keepends=True)
+    (tmp_path / "SHORT").write_text("".join([*short[:-3], short[-3][:-9] + "\n", *short[-2:]]))
+    assert f"SHORT, line {len(short) - 2}" in run(tmp_path, "SHORT", code=2)
     write_hills(tmp_path / "EMPTY", replace(table.rows(slice(0, 0))))
     assert "EMPTY: no hill" in run(tmp_path, "EMPTY", code=2)
     spoilt = text.replace(text.splitlines()[6].split()[1], "nan")

@@ -2,17 +2,22 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from feynkac.cli.biased.watch import Watch, cores, reach_of
 from feynkac.cli.fes.axes import data_axes
 from feynkac.cli.fes.estimates import estimate
 from feynkac.cli.fes.options import FesOptions
 from feynkac.cli.fes.samples import Samples, read_samples
 from feynkac.cli.fes.texts import parse_box
+from feynkac.fkc.bias import BiasVariable, RepulsionBias
+from feynkac.molecular.free_energy import Region, count_crossings
 from feynkac.molecular.io import bias_columns, read_fes, write_colvar
+from feynkac.molecular.pipeline import DifferenceRequest
 
 from ..molecular.free_energy_walkers import biased_walkers, double_well, exact_difference, log_weights
 from .fes_files import PI, numbers, read_table, run
@@ -114,14 +119,15 @@ def test_all_ways_to_name_walkers_agree(tmp_path):
     run(tmp_path, "labelled", *REGION, "-o", "b.dat", "--no-plots")
     run(tmp_path, *(f"COLVAR.{k}" for k in range(4)), *REGION, "-o", "c.dat", "--no-plots")
     run(tmp_path, "mixed", *REGION, "-o", "d.dat", "--no-plots")
-    a, b, c, d = (json.loads((tmp_path / f"{name}.json").read_text())["numbers"] for name in "abcd")
-    assert a == b
+    run(tmp_path, "mixed", "--walkers", 1, *REGION, "-o", "e.dat", "--no-plots")
+    a, b, c, d, e = (json.loads((tmp_path / f"{name}.json").read_text())["numbers"] for name in "abcde")
+    assert a == b == d
     for key in ("delta_f", "std_error_correlation", "correlation_time", "crossings", "groups"):
         assert a[key]["value"] == c[key]["value"], key
         assert a[key].get("error") == c[key].get("error"), key
     # taken for one walker the frames seem to forget at once
-    assert d["delta_f"]["value"] == pytest.approx(a["delta_f"]["value"])
-    assert d["crossings"]["value"] > 3 * a["crossings"]["value"]
+    assert e["delta_f"]["value"] == pytest.approx(a["delta_f"]["value"])
+    assert e["crossings"]["value"] > 3 * a["crossings"]["value"]
     assert (tmp_path / "a.dat").read_text() == (tmp_path / "c.dat").read_text()
 
 
@@ -211,6 +217,23 @@ def test_column_of_weights(tmp_path):
     assert a == pytest.approx(b, abs=1e-6)
 
 
+def test_columns_that_make_weights_are_no_variables(tmp_path):
+    """Named or not, ``x`` alone is the variable; only ``--cv`` makes another of them one."""
+    x = frames(100, 1)
+    weights, steep = 7 * log_weights(x).exp().reshape(-1), 0.1 * x.reshape(-1) ** 2
+    write(tmp_path / "COLVAR", x, more={"w": weights})
+    run(tmp_path, "COLVAR", "--cv", "x", "--weights", "w", *REGION, "--no-plots", "-o", "a.dat")
+    run(tmp_path, "COLVAR", "--weights", "w", *REGION, "--no-plots", "-o", "b.dat")
+    assert (tmp_path / "a.dat").read_text() == (tmp_path / "b.dat").read_text()
+    run(tmp_path, "COLVAR", "--weights", "w", "--kt", KT, "--cv", "x,w", "--no-plots", "-o", "c.dat")
+    assert [axis.name for axis in read_fes(tmp_path / "c.dat").axes] == ["x", "w"]
+    run(tmp_path, "COLVAR", "--kt", KT, "--no-plots", "-o", "d.dat")  # nothing says that w is a weight
+    assert [axis.name for axis in read_fes(tmp_path / "d.dat").axes] == ["x", "w"]
+    write(tmp_path / "TILTED", x, more={"tilt": steep})
+    run(tmp_path, "TILTED", "--bias", "metad.bias,tilt", *REGION, "--no-plots", "-o", "e.dat")
+    assert [axis.name for axis in read_fes(tmp_path / "e.dat").axes] == ["x"]
+
+
 def test_growing_bias_is_noticed_and_c_of_t_used(tmp_path):
     x = frames(100, 1)
     rct = torch.linspace(0, 8, 100, dtype=torch.float64)
@@ -287,6 +310,78 @@ def test_region_that_nobody_visited(tmp_path):
     assert "inf kJ/mol" in output
     assert "it was never visited" in output
     assert json.loads((tmp_path / "fes.json").read_text())["numbers"]["delta_f"]["value"] == "inf"
+
+
+@pytest.mark.parametrize(("region", "ends"), [("0.5..90", "0.5..4"), ("-90..0.5", "-4..0.5"), ("-90..90", None)])
+def test_a_generous_end_of_a_region_changes_nothing(tmp_path, region, ends):
+    """Walkers that go from side to side all the time; cores of a quarter of 89.5 would find no crossing at all."""
+    x = 0.9 * torch.randn(400, 20, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    x[7, 3], x[9, 4] = 85.0, -85.0
+    weights = (x.abs() < 80).double().reshape(-1)  # how far such frames go makes no difference either
+    write(tmp_path / "COLVAR", x, more={"w": weights})
+    words = ("COLVAR", "--kt", KT, "--weights", "w", "--no-plots")
+    output = run(tmp_path, *words, "--deltaf", region, "-o", "a.dat")
+    if ends is None:  # nobody is outside
+        assert "it was never visited" in output
+        return
+    assert "convergence" not in output
+    assert numbers(tmp_path / "a.json")["crossings"] > 1000
+    run(tmp_path, *words, "--deltaf", ends, "-o", "b.dat")
+    a, b = (numbers(tmp_path / f"{name}.json") for name in "ab")
+    for key in ("crossings", "delta_f", "std_error_correlation", "halves_z", "trend_z", "ess_inside"):
+        assert a[key] == pytest.approx(b[key], rel=1e-9), key
+
+
+def test_cores_of_open_variables():
+    x = torch.tensor([-3.0, -0.6, -0.4, 0.0, 0.4, 0.6, 1.4, 1.6, 2.0, math.nan], dtype=torch.float64)
+
+    def found(lower, upper, reach=None):
+        request = DifferenceRequest(variable="x", region=Region(lower, upper), bootstrap=0)
+        inside, outside = cores(x, request, reach)
+        assert not bool((inside & outside).any())
+        return x[inside].tolist(), x[outside].tolist()
+
+    # the region ends within the values: a quarter of it on both sides
+    assert found(0.0, 1.0) == ([0.4, 0.6], [-3.0, -0.6, -0.4, 1.4, 1.6, 2.0])
+    # a quarter of 0 .. 2, and no border at the upper end
+    for upper in (2.1, 50.0):
+        assert found(0.0, upper) == ([0.6, 1.4, 1.6, 2.0], [-3.0, -0.6])
+    # the rest, 1 wide from 1 on, is narrower than the region
+    assert found(-50.0, 1.0) == ([-3.0, -0.6, -0.4, 0.0, 0.4, 0.6], [1.4, 1.6, 2.0])
+    # what other frames reach counts: here the values go on to 40
+    assert found(0.0, 50.0, (-40.0, 40.0)) == ([], [])
+    # no value in the region: its own width
+    assert found(10.0, 12.0) == ([], x[:-1].tolist())
+    assert reach_of(x) == (-3.0, 2.0)
+    assert reach_of(x, x > 0.5) == (0.6, 2.0)
+    assert reach_of(x, x > 5) == (math.inf, -math.inf)
+
+
+def test_running_crossings_of_a_region_with_a_generous_end():
+    """What walkers reached so far is remembered, over a stop too; without that each record has cores of its own."""
+    generator = torch.Generator().manual_seed(3)
+    series = torch.randn(300, 4, generator=generator, dtype=torch.float64)
+    request = DifferenceRequest(variable="x", region=Region(0.5, 90.0), bootstrap=0)
+    bias = RepulsionBias.well_tempered([BiasVariable("x", 0.1)], kT=KT, bias_factor=5.0, height=1.0)
+
+    def counted(stop):
+        watch = Watch(4, request)
+        for k, values in enumerate(series):
+            if k == stop:
+                watch = Watch(4, request, watch.state_dict())
+            record = SimpleNamespace(log_weights=torch.zeros(4), alive=torch.ones(4, dtype=torch.bool), values=values)
+            watch.take(SimpleNamespace(stage="fill", record=record, state=SimpleNamespace(bias=bias)), {"x": values})
+        assert watch.reach.tolist() == [float(series.min()), float(series.max())]
+        return int(watch.counts[0])
+
+    whole = count_crossings(*cores(series, request)).total
+    assert counted(None) == counted(150) == pytest.approx(whole, rel=0.1)
+    assert whole > 100
+    older = {name: value for name, value in Watch(4, request).state_dict().items() if name != "reach"}
+    assert Watch(4, request, older).reach.tolist() == [math.inf, -math.inf]  # of a checkpoint that has none
+    each = [cores(values, request) for values in series]  # by what the walkers of one record reach
+    alone = count_crossings(*(torch.stack([core[side] for core in each]) for side in (0, 1))).total
+    assert alone != pytest.approx(whole, rel=0.1)
 
 
 def test_rare_region_has_small_numbers_that_can_be_read(tmp_path):

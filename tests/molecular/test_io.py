@@ -9,6 +9,7 @@ import torch
 from feynkac.molecular.free_energy import Axis, free_energy_surface
 from feynkac.molecular.io import (
     FileFormatError,
+    UnfinishedLineWarning,
     read_colvar,
     read_fes,
     read_trajectory,
@@ -177,6 +178,43 @@ def test_broken_tables_are_refused_with_the_line(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(FileFormatError, match=message):
         read_colvar(path)
+
+
+@pytest.mark.parametrize("cut", [*range(1, 19), *range(20, 27)])
+def test_unfinished_last_line_may_be_left_out(tmp_path, cut):
+    """However much of it is there, and a repeated header that was cut short goes with its line."""
+    whole = "#! FIELDS time phi\n 0 1.5\n 1 2.25\n#! FIELDS time phi\n"
+    path = tmp_path / "COLVAR"
+    path.write_text(whole[:-cut])
+    with pytest.raises(FileFormatError, match="COLVAR"):
+        read_colvar(path)
+    lines = whole[:-cut].count("\n")
+    with pytest.warns(UnfinishedLineWarning, match=f"line {lines + 1}: the last line does not end") as caught:
+        table = read_colvar(path, unfinished=True)
+    assert (caught[0].message.path, caught[0].message.line) == (path, lines + 1)
+    assert table.columns["phi"].tolist() == [1.5, 2.25][: lines - 1]
+
+
+def test_unfinished_header_is_left_out_whole(tmp_path):
+    head = "#! FIELDS time phi\n#! SET min_phi -pi\n#! SET max_phi pi\n"
+    (tmp_path / "COLVAR").write_text(head + " 0 1\n" + head[:-3])
+    with pytest.warns(UnfinishedLineWarning, match="line 7"):
+        assert read_colvar(tmp_path / "COLVAR", unfinished=True).domains == {"phi": (-math.pi, math.pi)}
+
+
+@pytest.mark.parametrize("text", ["#! FIELDS time phi\n 0\n 1 2\n", "#! FIELDS time phi\n 0\n 1 2", "#! FIELDS tim"])
+def test_only_the_last_line_may_be_unfinished(tmp_path, text):
+    (tmp_path / "COLVAR").write_text(text)
+    with pytest.raises(FileFormatError, match=r"COLVAR(, line 2: 1 values for 2|: no '#! FIELDS' line)"):
+        read_colvar(tmp_path / "COLVAR", unfinished=True)
+
+
+def test_whole_tables_are_read_without_a_word(tmp_path):
+    (tmp_path / "COLVAR").write_text("#! FIELDS time phi\n 0 1\n")
+    assert read_colvar(tmp_path / "COLVAR", unfinished=True).rows == 1  # a warning would be an error
+    (tmp_path / "fes.dat").write_text("#! FIELDS time phi\n 0 1")
+    with pytest.raises(FileFormatError, match="does not end"):
+        read_fes(tmp_path / "fes.dat")
 
 
 def test_truncated_fes_is_refused(tmp_path):

@@ -10,6 +10,7 @@ from feynkac.fkc.bias import BiasVariable, RepulsionBias
 from feynkac.molecular.io import (
     FileFormatError,
     HillsTable,
+    UnfinishedLineWarning,
     append_hills,
     evaluate_hills,
     hills_of,
@@ -201,6 +202,18 @@ def test_broken_files_are_refused_with_the_line(tmp_path, text, message):
     (tmp_path / "HILLS").write_text(text)
     with pytest.raises(FileFormatError, match=f"HILLS.*{message}"):
         read_hills(tmp_path / "HILLS")
+
+
+def test_last_hill_of_a_run_that_was_killed(tmp_path):
+    table = make_table(6)
+    write_hills(tmp_path / "HILLS", table)
+    text = (tmp_path / "HILLS").read_text()
+    for cut in (1, 5, 30):
+        (tmp_path / "HILLS").write_text(text[:-cut])
+        with pytest.raises(FileFormatError, match="HILLS"):
+            read_hills(tmp_path / "HILLS")
+        with pytest.warns(UnfinishedLineWarning, match="HILLS, line 11: the last line does not end and was left out"):
+            assert_equal(read_hills(tmp_path / "HILLS", unfinished=True), table.rows(slice(0, 5)))
 
 
 @pytest.mark.parametrize(
