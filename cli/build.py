@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..molecular.cvs import CollectiveVariable, UnknownAtomError
+from ..molecular.cvs import CollectiveVariable, UnknownAtomError, Variables
 from ..molecular.cvs import build_variables as build_known_variables
 from ..molecular.energies import BatchedForceField, Energy, OpenMMEnergy, measure_platforms
 from ..molecular.free_energy import Axis, Region
 from ..molecular.pipeline import AnalysisRequest, DifferenceRequest, SurfaceRequest
 from ..molecular.systems import MolecularSystem, load_system
 from .config import AnalysisConfig, EnergyConfig, SystemConfig, VariableConfig
-from .errors import UserError
+from .errors import UserError, first_line
 from .paths import resolve
-from .plugins import call_plugin, load_plugin
+from .plugins import GROUPS, call_plugin, load_plugin
 from .variable_config import dimension_of
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "build_variables",
     "choose_device",
     "settle_energy",
+    "try_variables",
     "with_system",
 ]
 
@@ -94,8 +97,8 @@ def build_energy(config: EnergyConfig, system: MolecularSystem, temperature: flo
         )
     if config.engine == "openmm":
         return OpenMMEnergy(system.system, topology=system.topology, temperature=temperature, platform=config.platform)
-    factory = load_plugin("feynkac.energies", config.engine)
-    energy: Energy = call_plugin(factory, config.engine, system, temperature=temperature, **config.options)
+    factory, group = load_plugin("feynkac.energies", config.engine), "feynkac.energies"
+    energy: Energy = call_plugin(group, factory, config.engine, system, temperature=temperature, **config.options)
     return energy
 
 
@@ -150,15 +153,73 @@ def _difference(config: AnalysisConfig, variables: dict[str, CollectiveVariable]
     try:
         region = Region(d.region.lower, d.region.upper, variables[d.variable].period)
     except ValueError as error:
-        raise UserError(f"analysis.difference.region: {error}") from error
-    return DifferenceRequest(variable=d.variable, region=region, bootstrap=d.bootstrap, unit=variables[d.variable].unit)
+        raise UserError(f"analysis.difference.region: {d.region} {empty_or_whole(variables[d.variable])}") from error
+    written = d.region.written
+    unit, shown = (variables[d.variable].unit, None) if written is None else (written[2], written[:2])
+    return DifferenceRequest(variable=d.variable, region=region, bootstrap=d.bootstrap, unit=unit, shown=shown)
+
+
+def empty_or_whole(variable: CollectiveVariable) -> str:
+    """What is wrong with a region that a variable cannot have."""
+    return "must run from its lower to its upper end" if variable.period is None else "is the whole circle"
 
 
 def _variable(name: str, config: VariableConfig) -> CollectiveVariable:
-    """The variable of a plugin."""
-    plugin = str(config.plugin)
-    plugged: CollectiveVariable = call_plugin(load_plugin("feynkac.cvs", plugin), plugin, name=name, **config.options)
+    """The variable of a plugin.
+
+    Raises:
+        UserError: it makes no variable.
+    """
+    plugin, group = str(config.plugin), "feynkac.cvs"
+    plugged = call_plugin(group, load_plugin(group, plugin), plugin, name=name, **config.options)
+    if not isinstance(plugged, CollectiveVariable):
+        raise UserError(f"plugin {plugin!r} made a {type(plugged).__name__}, expected {GROUPS[group]}")
     return plugged
+
+
+def try_variables(
+    variables: Sequence[CollectiveVariable],
+    positions: Tensor,
+    *,
+    where: str,
+    steering: Collection[str] = (),
+) -> None:
+    """Evaluate every variable on the molecule's own structure, before anything is made.
+
+    Args:
+        variables: to try.
+        positions: (N, 3) nm, of the type and on the device that variables will meet.
+        where: section of the config that defines them.
+        steering: names of those that forces act through: they must be finite, and follow the positions.
+
+    Raises:
+        UserError: naming the variable that fails, makes other than one value a structure, or is not finite.
+    """
+    pair = positions.detach().expand(2, *positions.shape).contiguous()
+    for variable in variables:
+        try:
+            values = (
+                Variables([variable]).linearised(pair).values[:, 0]
+                if variable.name in steering
+                else _free(variable, pair)
+            )
+        except Exception as error:  # anything may go wrong in a plugin
+            text = first_line(error).removeprefix(f"{variable.name}: ")
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            raise UserError(f"{where}.{variable.name}: fails on the structure of the molecule: {kind}{text}") from error
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if shape != (2,):
+            raise UserError(f"{where}.{variable.name}: expected values of shape (2,) of two structures, got {shape}")
+        if variable.name in steering and not bool(torch.isfinite(values).all()):
+            raise UserError(
+                f"{where}.{variable.name}: is {float(values[0])} on the structure of the molecule; a bias or restraint "
+                "on it needs finite values from the start"
+            )
+
+
+def _free(variable: CollectiveVariable, positions: Tensor) -> Any:
+    with torch.no_grad():
+        return variable(positions)
 
 
 def _axis(config: AnalysisConfig, variable: CollectiveVariable, bins: int) -> Axis:

@@ -71,7 +71,7 @@ class JobKind:
         try:
             with _resumable(console, path):
                 job.execute(folder, console)
-        except UserError:
+        except Exception:
             _withdraw(folder)
             raise
 
@@ -153,5 +153,6 @@ def _resumable(console: Console, path: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        console.print(Text(f"what was done is kept; go on with: feynkac resume {path}"), soft_wrap=True)
+        text = f"go on with: feynkac resume {path} (from its last checkpoint; from the start if it has none yet)"
+        console.print(Text(text), soft_wrap=True)
         raise

@@ -52,16 +52,23 @@ def load_plugin(group: str, name: str) -> Any:
         raise UserError(str(error)) from error
 
 
-def call_plugin(factory: Any, label: str, *args: Any, **kwargs: Any) -> Any:
+def call_plugin(group: str, factory: Any, label: str, /, *args: Any, **kwargs: Any) -> Any:
     """What the factory of a plugin makes of the arguments.
+
+    Args:
+        group: of entry points, which says what the factory must be.
+        factory: the plugin.
+        label: what it is called in messages.
+        args, kwargs: of the factory.
 
     Raises:
         UserError: it cannot be called, or not with these.
     """
+    wanted = f"; expected {GROUPS[group]}"
     if not callable(factory):
-        raise UserError(f"plugin {label!r} is a {type(factory).__name__}, which cannot be called")
+        raise UserError(f"plugin {label!r} is a {type(factory).__name__}, which cannot be called{wanted}")
     try:
         inspect.signature(factory).bind(*args, **kwargs)
     except TypeError as error:
-        raise UserError(f"plugin {label!r} does not accept its options: {error}") from error
+        raise UserError(f"plugin {label!r} does not accept its options: {error}{wanted}") from error
     return factory(*args, **kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer
@@ -14,6 +14,7 @@ __all__ = [
     "DIMENSIONS",
     "Dimension",
     "Duration",
+    "EmptyInterval",
     "Energy",
     "Interval",
     "Length",
@@ -92,15 +93,43 @@ def parse_quantity(text: Any, dimension: Dimension) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """An interval of an angle or a length, in rad or nm; ``lower > upper`` reaches around a circle."""
+    """An interval of an angle or a length, in rad or nm; ``lower > upper`` reaches around a circle.
+
+    ``text`` is what was written, which the interval is shown and kept as: it reads back as the same floats.
+    """
 
     lower: float
     upper: float
     dimension: str
+    text: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         d = DIMENSIONS[self.dimension]
-        return f"{d.format(self.lower)} .. {d.format(self.upper)}"
+        return self.text or f"{d.format(self.lower)} .. {d.format(self.upper)}"
+
+    @classmethod
+    def read(cls, text: str, name: str) -> Interval:
+        """The interval of a dimension that a text with one ``..`` stands for.
+
+        Raises:
+            ValueError: an end is no quantity of the dimension, or the ends are the same.
+        """
+        lower, upper = (parse_quantity(part, DIMENSIONS[name]) for part in text.split(".."))
+        if lower == upper:
+            raise EmptyInterval("the interval is empty")
+        return cls(lower, upper, name, " ".join(text.split()))
+
+    @property
+    def written(self) -> tuple[float, float, str] | None:
+        """Ends and unit as they were written; None where the ends had different units, or nothing was written."""
+        ends = [match.groups(default="") for part in self.text.split("..") if (match := _QUANTITY.match(part))]
+        if len(ends) != 2 or ends[0][1] != ends[1][1]:
+            return None
+        return float(ends[0][0]), float(ends[1][0]), ends[0][1]
+
+
+class EmptyInterval(ValueError):
+    """Both ends are the same."""
 
 
 def parse_interval(text: Any) -> Interval:
@@ -112,17 +141,15 @@ def parse_interval(text: Any) -> Interval:
     example = "expected an interval such as '0 rad .. 2 rad' or '0.2 nm .. 0.5 nm'"
     if isinstance(text, Interval):
         return text
-    parts = text.split("..") if isinstance(text, str) and text.count("..") == 1 else []
-    if len(parts) != 2:
+    if not isinstance(text, str) or text.count("..") != 1:
         raise ValueError(example)
     for name in ("angle", "length"):
         try:
-            lower, upper = (parse_quantity(part, DIMENSIONS[name]) for part in parts)
+            return Interval.read(text, name)
+        except EmptyInterval:
+            raise
         except ValueError:
             continue
-        if lower == upper:
-            raise ValueError("the interval is empty")
-        return Interval(lower, upper, name)
     raise ValueError(f"{example}; both ends need a unit of the same kind (rad, deg or nm, A, pm)")
 
 

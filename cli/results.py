@@ -51,9 +51,11 @@ def int_or_nan(value: float) -> float:
 
 
 def region_text(request: DifferenceRequest) -> str:
-    """The region of a difference in words."""
+    """The region of a difference in words, in the unit it was written in."""
+    lower, upper = request.shown or (request.region.lower, request.region.upper)
     unit = f" {request.unit}" if request.unit else ""
-    return f"{request.region.lower:g} < {request.variable} < {request.region.upper:g}{unit}"
+    seam = " across the seam" if request.region.lower > request.region.upper else ""
+    return f"{lower:.4g} < {request.variable} < {upper:.4g}{unit}{seam}"
 
 
 def as_json(found: list[Number], warnings: list[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,6 +46,7 @@ _RANGES = {
     "nm": "0.2 nm .. 1.0 nm",
     "nm^2": "0 nm^2 .. 0.1 nm^2",
 }
+_WIDTHS = {"rad": "0.3 rad", "nm": "0.02 nm", "nm^2": "0.01 nm^2"}
 _DIMENSIONS = {"rad": "angle", "nm": "length", "nm^2": "area"}
 
 
@@ -119,6 +121,14 @@ class VariableConfig(Section):
         return self.plugin is None and not self.periodic
 
     @property
+    def circle(self) -> float | None:
+        """Its period, where the config says it."""
+        if self.kind == "torsion":
+            return 2.0 * math.pi
+        period = getattr(getattr(self, self.kind), "period", None)
+        return period.value if isinstance(period, Width) else None
+
+    @property
     def unit(self) -> str | None:
         """Of the values, or None where only the variable itself can say."""
         if self.path is not None:
@@ -177,8 +187,7 @@ def wrong_units(variables: Mapping[str, VariableConfig], given: Sequence[Given])
         unit = variables[name].unit if name in variables else None
         if unit is None or quantity.dimension == dimension_of(unit):
             continue
-        example = variables[name].example_range
-        shown = example if isinstance(quantity, Interval) else example.split("..")[-1].strip()
+        shown = variables[name].example_range if isinstance(quantity, Interval) else _WIDTHS.get(unit, "0.3")
         expected = f"{name} is measured in {unit or 'plain numbers'}; expected such as {shown}"
         error = PydanticCustomError("value_error", "{expected}", {"expected": expected})
         details.append(InitErrorDetails(type=error, loc=place, input=str(quantity)))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator
 
-from .quantities import DIMENSIONS, Interval, Width, parse_interval, parse_quantity
+from .quantities import DIMENSIONS, EmptyInterval, Interval, Width, parse_interval, parse_quantity
 
 __all__ = [
     "Amount",
@@ -62,15 +62,13 @@ def _interval(text: Any) -> Interval:
     try:
         return parse_interval(text)
     except ValueError as expected:
-        parts = text.split("..") if isinstance(text, str) and text.count("..") == 1 else []
-        for name in ("area", "number"):
+        for name in ("area", "number") if isinstance(text, str) and text.count("..") == 1 else ():
             try:
-                lower, upper = (parse_quantity(part, DIMENSIONS[name]) for part in parts)
+                return Interval.read(text, name)
+            except EmptyInterval:
+                raise
             except ValueError:
                 continue
-            if lower == upper:
-                raise ValueError("the interval is empty") from None
-            return Interval(lower, upper, name)
         raise expected from None
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -17,13 +16,12 @@ from ..fkc.pareto import pareto_smooth
 from ..fkc.weights import effective_sample_size, log_evidence_std_error, log_mean_exp
 from .cvs import CollectiveVariable
 from .free_energy import (
-    Axis,
     FreeEnergyDifference,
     FreeEnergySurface,
     Region,
     free_energy_difference,
-    free_energy_surface,
 )
+from .pipeline_surfaces import SurfaceRequest, known_log_weights, surfaces_of, weightless
 
 __all__ = [
     "Analysis",
@@ -57,23 +55,17 @@ class WeightedDraws:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SurfaceRequest:
-    """A surface along the variables that the axes are named after."""
-
-    axes: tuple[Axis, ...]
-    method: Literal["histogram", "kde"] = "histogram"
-    bandwidth: tuple[float, ...] | None = None
-    bootstrap: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class DifferenceRequest:
-    """The free energy of a region of one variable against the rest; ``unit`` labels its ends."""
+    """The free energy of a region of one variable against the rest.
+
+    ``unit`` labels its ends; ``shown`` are the ends in that unit where it is not the region's own.
+    """
 
     variable: str
     region: Region
     bootstrap: int
     unit: str = ""
+    shown: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +103,11 @@ class Analysis:
         ess, ess_smoothed: effective samples of the raw and of the Pareto-smoothed weights.
         khat: shape of the tail of the weights; above 0.7 no estimate is reliable.
         smoothed_log_weights: (n,).
-        surface, profiles: from the raw weights.
-        difference: from the raw weights; ``difference_smoothed`` from the Pareto-smoothed ones.
+        surface, profiles: from the raw weights; those without any weight inside their axes are left out.
+        difference: from the raw weights; ``difference_smoothed`` from the Pareto-smoothed ones. None if not asked for,
+            or if the variable is finite in no draw with a weight.
         running: estimates against the number of draws.
+        notes: sentences on values that are not finite, on weight outside axes, and on what was left out.
     """
 
     n_samples: int
@@ -129,6 +123,7 @@ class Analysis:
     difference: FreeEnergyDifference | None
     difference_smoothed: FreeEnergyDifference | None
     running: RunningEstimate
+    notes: tuple[str, ...] = ()
 
     @property
     def ess_fraction(self) -> float:
@@ -155,6 +150,8 @@ def evaluate_variables(
 def analyse(draws: WeightedDraws, request: AnalysisRequest) -> Analysis:
     """Compute everything that was asked for from weighted draws; equal input gives equal bits.
 
+    A variable that is not finite in a draw, or misses its axis in all of them, costs what needs it and a note.
+
     Raises:
         WeightError: if no draw has a positive weight.
         ValueError: if a variable of the request is not among the draws.
@@ -164,6 +161,15 @@ def analyse(draws: WeightedDraws, request: AnalysisRequest) -> Analysis:
     """
     log_weights = draws.log_weights
     smoothed = pareto_smooth(log_weights)
+    _check_names(draws, request)
+    made = surfaces_of(
+        draws.variables,
+        log_weights,
+        surface=request.surface,
+        profiles=request.profiles,
+        kT=draws.kT,
+        seed=request.seed,
+    )
     return Analysis(
         n_samples=log_weights.numel(),
         n_zero_weight=int((log_weights == -math.inf).sum()),
@@ -173,31 +179,22 @@ def analyse(draws: WeightedDraws, request: AnalysisRequest) -> Analysis:
         ess_smoothed=float(effective_sample_size(smoothed.log_weights)),
         khat=smoothed.khat,
         smoothed_log_weights=smoothed.log_weights,
-        surface=None if request.surface is None else _surface(draws, request.surface, request.seed),
-        profiles=tuple(_surface(draws, profile, request.seed) for profile in request.profiles),
+        surface=made.surface,
+        profiles=made.profiles,
         difference=_difference(draws, log_weights, request),
         difference_smoothed=_difference(draws, smoothed.log_weights, request),
         running=_running(draws, request.difference),
+        notes=made.notes,
     )
 
 
-def _variable(draws: WeightedDraws, name: str) -> torch.Tensor:
-    if name not in draws.variables:
-        raise ValueError(f"no variable {name!r} among the draws; there are {', '.join(draws.variables) or 'none'}")
-    return draws.variables[name]
-
-
-def _surface(draws: WeightedDraws, request: SurfaceRequest, seed: int) -> FreeEnergySurface:
-    return free_energy_surface(
-        torch.stack([_variable(draws, axis.name) for axis in request.axes], dim=1),
-        draws.log_weights,
-        kT=draws.kT,
-        axes=request.axes,
-        method=request.method,
-        bandwidth=request.bandwidth,
-        bootstrap=request.bootstrap,
-        seed=seed,
-    )
+def _check_names(draws: WeightedDraws, request: AnalysisRequest) -> None:
+    wanted = [*request.profiles, *([request.surface] if request.surface is not None else [])]
+    names = [axis.name for each in wanted for axis in each.axes]
+    names += [request.difference.variable] if request.difference is not None else []
+    for name in names:
+        if name not in draws.variables:
+            raise ValueError(f"no variable {name!r} among the draws; there are {', '.join(draws.variables) or 'none'}")
 
 
 def _difference(
@@ -205,10 +202,12 @@ def _difference(
 ) -> FreeEnergyDifference | None:
     if request.difference is None:
         return None
-    inside = request.difference.region.contains(_variable(draws, request.difference.variable))
-    return free_energy_difference(
-        inside, log_weights, kT=draws.kT, bootstrap=request.difference.bootstrap, seed=request.seed
-    )
+    values = draws.variables[request.difference.variable]
+    known = known_log_weights(log_weights, values)
+    if weightless(known):
+        return None
+    inside = request.difference.region.contains(values)
+    return free_energy_difference(inside, known, kT=draws.kT, bootstrap=request.difference.bootstrap, seed=request.seed)
 
 
 def _running(draws: WeightedDraws, request: DifferenceRequest | None, points: int = 120) -> RunningEstimate:
@@ -223,13 +222,14 @@ def _running(draws: WeightedDraws, request: DifferenceRequest | None, points: in
     )
     top = draws.log_weights.max()
     w = torch.exp(draws.log_weights.double() - top)
-    inside = torch.zeros(n, dtype=torch.bool)
+    inside, known = torch.zeros(n, dtype=torch.bool), torch.ones(n, dtype=torch.bool)
     if request is not None:
-        inside = request.region.contains(_variable(draws, request.variable))
-    columns = torch.stack([w, w * w, w * inside, w * w * inside], dim=1)
-    total, squares, total_in, squares_in = columns.cumsum(0)[ends - 1].unbind(1)
-    p = total_in / total
-    variance = ((1 - p) ** 2 * squares_in + p**2 * (squares - squares_in)) / total**2
+        values = draws.variables[request.variable]
+        inside, known = request.region.contains(values), torch.isfinite(values)
+    columns = torch.stack([w, w * w, w * inside, w * w * inside, w * known, w * w * known], dim=1)
+    total, squares, total_in, squares_in, total_known, squares_known = columns.cumsum(0)[ends - 1].unbind(1)
+    p = total_in / total_known
+    variance = ((1 - p) ** 2 * squares_in + p**2 * (squares_known - squares_in)) / total_known**2
     defined = (p > 0) & (p < 1)
     return RunningEstimate(
         samples=ends,

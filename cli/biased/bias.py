@@ -17,13 +17,27 @@ from ..errors import UserError
 from ..paths import resolve
 from .config import NEEDS_RANGE, MetadynamicsConfig
 
-__all__ = ["asked_nodes", "build_bias", "rct_points"]
+__all__ = ["asked_nodes", "build_bias", "rct_points", "with_ranges"]
 
 _NODES_A_WIDTH = {"well_tempered": 5, "opes": 10}
 _MOST_NODES = 3_000_000
 """Of a grid: its values, the coefficients of its spline and a copy in every checkpoint are 24 MB each."""
 _RCT_POINTS = 4096
 """On which c(t) is computed where there are too many variables for a grid: a Sobol sequence."""
+
+
+def with_ranges(config: MetadynamicsConfig, named: Mapping[str, CollectiveVariable]) -> MetadynamicsConfig:
+    """The config with the range of each open variable as that of the bias's grid, where there is to be a grid and it
+    has none of its own."""
+    if not config.bias.on_a_grid:
+        return config
+    sections = dict(config.bias.variables)
+    for name, section in sections.items():
+        own = config.variables[name].range
+        if section.range is None and own is not None and named[name].period is None:
+            sections[name] = section.model_copy(update={"range": own})
+    bias = config.bias.model_copy(update={"variables": sections})
+    return config.model_copy(update={"bias": bias})
 
 
 def build_bias(config: MetadynamicsConfig, named: Mapping[str, CollectiveVariable], kT: float) -> RepulsionBias:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...fkc.bias import (
     FlatBottom,
@@ -22,12 +23,21 @@ from ...molecular.dynamics import Metadynamics, MetadynamicsSettings, Restrained
 from ...molecular.energies import Energy
 from ...molecular.pipeline import AnalysisRequest
 from ...molecular.systems import MolecularSystem
-from ..build import build_energy, build_request, build_system, build_variables, choose_device, settle_energy
+from ..build import (
+    build_energy,
+    build_request,
+    build_system,
+    build_variables,
+    choose_device,
+    settle_energy,
+    try_variables,
+)
 from ..errors import UserError
 from ..paths import resolve
 from ..reference import read_reference
-from .bias import build_bias, rct_points
+from .bias import build_bias, rct_points, with_ranges
 from .config import MetadynamicsConfig
+from .problems import CLIFF
 from .sections import RestraintConfig
 
 __all__ = ["Setup", "input_files"]
@@ -90,6 +100,9 @@ class Setup:
             raise UserError(str(error).replace("analysis.variables", "variables")) from error
         energy = build_energy(config.energy, system, config.system.temperature)
         named = {variable.name: variable for variable in variables}
+        steering = {*config.bias.variables, *(r.variable for r in config.restraints.values())}
+        try_variables(variables, _as_met(config, system), where="variables", steering=steering)
+        config = with_ranges(config, named)
         bias = build_bias(config, named, energy.kT)
         restraints = tuple(_restrained(name, r, named) for name, r in config.restraints.items())
         biased = [named[name] for name in config.bias.variables]
@@ -117,6 +130,14 @@ class Setup:
         return "metad" if isinstance(self.bias, WellTemperedBias) else "opes"
 
 
+def _as_met(config: MetadynamicsConfig, system: MolecularSystem) -> Tensor:
+    """The structure (N, 3) in nm as variables meet it in the run."""
+    if config.energy.engine != "batched":
+        return system.positions
+    dtype = torch.float32 if config.energy.precision == "single" else torch.float64
+    return system.positions.to(choose_device(config.energy.device), dtype)
+
+
 def _settings(config: MetadynamicsConfig) -> MetadynamicsSettings:
     d = config.dynamics
     return MetadynamicsSettings(
@@ -137,6 +158,8 @@ def _settings(config: MetadynamicsConfig) -> MetadynamicsSettings:
 
 def _restrained(name: str, config: RestraintConfig, named: dict[str, CollectiveVariable]) -> Restrained:
     variable = named[config.variable]
+    if variable.period is not None and config.kind.endswith("_wall"):
+        raise UserError(f"restraints.{name}.kind: {config.kind} {CLIFF}")
     return Restrained(variable, _wall(config, variable.period), name)
 
 

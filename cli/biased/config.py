@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
+from ...molecular.units import kT as thermal_energy
 from ..config import (
     AnalysisConfig,
     Bins,
@@ -21,7 +22,18 @@ from ..config import (
     VariableName,
 )
 from ..variable_config import VariableConfig, wrong_units
-from .problems import Loc, complain, far_region, moved, problem, wide_sigmas
+from .problems import (
+    CLIFF,
+    Loc,
+    complain,
+    far_region,
+    meeting_kernel,
+    moved,
+    problem,
+    strange_range,
+    whole_circle,
+    wide_sigmas,
+)
 from .sections import BiasConfig, DynamicsConfig, RestraintConfig
 
 __all__ = ["NEEDS_RANGE", "FindingsConfig", "MetadynamicsConfig"]
@@ -69,13 +81,15 @@ class MetadynamicsConfig(Section):
         known = ", ".join(self.variables)
         unknown = [(place, name) for place, name in named.items() if name not in self.variables]
         complain([problem(place, f"{name!r} is none of the variables; defined: {known}") for place, name in unknown])
-        endless = [name for name, v in self.bias.variables.items() if v.range is None and self.variables[name].open]
+        endless = [name for name, v in self.variables.items() if v.open and v.range is None]
+        endless = [name for name in endless if name in self.bias.variables and self.bias.variables[name].range is None]
         if self.bias.on_a_grid:
             complain([problem(("bias", "variables", name), NEEDS_RANGE) for name in endless])
         wrong = wrong_units(self.variables, self._quantities())
         if wrong is not None:
             raise wrong
-        complain([*wide_sigmas(self.sigma_shares()), *self._far_region()])
+        complain([*self._strange_biases(), *self._strange_region(), *self._one_sided_walls()])
+        complain(wide_sigmas(self.sigma_shares()))
         if self.system.constraints != "none":
             complain([problem(("system", "constraints"), "must be none: the walkers move every bond")])
         _ = self.request
@@ -103,13 +117,33 @@ class MetadynamicsConfig(Section):
                 found[name] = biased.sigma.value / (span.upper - span.lower)
         return found
 
-    def _far_region(self) -> list[InitErrorDetails]:
-        wanted = self.analysis.difference
-        if wanted is None or wanted.variable not in self.variables or self.variables[wanted.variable].periodic:
+    def _strange_biases(self) -> list[InitErrorDetails]:
+        found, thermal = [], thermal_energy(self.system.temperature)
+        for name, biased in self.bias.variables.items():
+            variable, place = self.variables[name], ("bias", "variables", name)
+            found += meeting_kernel((*place, "sigma"), biased.sigma, variable.circle)
+            found += strange_range((*place, "range"), name, biased.range, periodic=variable.periodic)
+        if self.bias.kind == "opes" and self.bias.barrier is not None and self.bias.barrier <= thermal:
+            text = f"expected more than kT, {thermal:.3g} kJ/mol at {self.system.temperature:g} K"
+            found.append(problem(("bias", "barrier"), text))
+        return found
+
+    def _strange_region(self) -> list[InitErrorDetails]:
+        wanted, place = self.analysis.difference, ("analysis", "difference", "region")
+        if wanted is None or wanted.variable not in self.variables:
             return []
-        biased = self.bias.variables.get(wanted.variable)
-        spans = (self.variables[wanted.variable].range, None if biased is None else biased.range)
-        return far_region(("analysis", "difference", "region"), wanted.variable, wanted.region, spans)
+        variable, biased = self.variables[wanted.variable], self.bias.variables.get(wanted.variable)
+        if variable.periodic:
+            return whole_circle(place, wanted.region, variable.circle)
+        spans = (variable.range, None if biased is None else biased.range)
+        return far_region(place, wanted.variable, wanted.region, spans)
+
+    def _one_sided_walls(self) -> list[InitErrorDetails]:
+        return [
+            problem(("restraints", name, "kind"), CLIFF)
+            for name, restraint in self.restraints.items()
+            if restraint.kind.endswith("_wall") and self.variables[restraint.variable].periodic
+        ]
 
     def _quantities(self) -> list[tuple[Loc, str, Any]]:
         found: list[tuple[Loc, str, Any]] = []

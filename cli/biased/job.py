@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.text import Text
 from torch import Tensor
 
 from ...fkc.bias import RepulsionBias
@@ -24,8 +25,9 @@ from ..run_folder import RunFolder
 from ..tables import write_tables
 from .build import Setup, input_files
 from .config import MetadynamicsConfig
+from .interrupt import interrupt_between_records
 from .journal import Journal
-from .numbers import numbers, warnings_of
+from .numbers import doubts_of, numbers, warnings_of
 from .page import write_biased_report
 from .progress import biasing_progress
 from .results import Outcome, outcome_of
@@ -69,7 +71,13 @@ class BiasedJob:
         return self.setup.config
 
     def execute(self, folder: RunFolder, console: Console) -> None:
-        """Run what is not done yet, then write every result, and print the numbers."""
+        """Run what is not done yet, then write every result, and print the numbers.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; from the filling on a checkpoint of the record at hand is written first.
+        """
+        for doubt in doubts_of(self.setup):
+            console.print(Text.assemble(("warning: ", "yellow"), doubt), soft_wrap=True)
         with collected_warnings() as caught:
             journal, state = self._sample(folder, console)
             with console.status("computing free energies"):
@@ -87,14 +95,19 @@ class BiasedJob:
                 state = journal.state
                 if state is None:
                     state = self._prepared(generator, shown.melting)
-                for staged in follow(setup.method, setup.settings, generator, state):
-                    state = staged.state
-                    journal.add(staged)
-                    shown(staged)
-                    journal.save_if_due(state, generator)
+                with interrupt_between_records(shown.stopping) as interrupt:
+                    for staged in follow(setup.method, setup.settings, generator, state):
+                        state = staged.state
+                        journal.add(staged)
+                        shown(staged)
+                        if interrupt.pending:
+                            break
+                        journal.save_if_due(state, generator)
+                    journal.save(state, generator)
+                    if interrupt.pending:
+                        raise KeyboardInterrupt
         except WalkerExploded as error:
             raise UserError(f"dynamics: {error}") from error
-        journal.save(state, generator)
         return journal, state
 
     def _prepared(self, generator: torch.Generator, progress: Callable[[str, int, int], None]) -> MetadynamicsState:

@@ -13,21 +13,22 @@ from ...molecular.free_energy.difference import FEW_EFFECTIVE_SAMPLES
 from ..results import KHAT_LIMIT, Number, region_text
 from ..tables import VARIABLE
 from .bias import asked_nodes
+from .build import Setup
 from .results import Outcome
 from .watch import outside_grid
 
-__all__ = ["numbers", "warnings_of"]
+__all__ = ["doubts_of", "numbers", "warnings_of"]
 
 _APART = 2.0
+"""Errors from walkers and from correlation that differ by this factor are worth a word."""
 _FAR_FROM_REFERENCE = 3.0
 """Combined errors."""
 _WORST_ERROR_KT = 1e4
 """Larger errors are unknown: a bootstrap or an influence with next to no weight on one side."""
 _FORGETTING = 5.0
 """Correlation times that a burn-in should last."""
-_WIDE_SIGMA = 0.25
-"""Of an open variable's range."""
-"""Errors from walkers and from correlation that differ by this factor are worth a word."""
+_WIDE_SIGMA, _NARROW_SIGMA = 0.25, 0.01
+"""Of an open variable's range, or of the circle."""
 
 
 def numbers(outcome: Outcome) -> list[Number]:
@@ -122,23 +123,36 @@ def warnings_of(outcome: Outcome, caught: Sequence[str]) -> list[str]:
         text = "use a shorter time step, a longer melt, or a lower height of hills"
         notes.append(f"{retired} of {settings.walkers} walkers had no finite energy any more and were retired: {text}")
     if outside:
-        samples = outcome.arrays["log_weights"].numel()
-        here = int(outside_grid(outcome.bias, _biased(outcome)).sum())
+        alive = outcome.arrays["log_weights"] > -math.inf
+        here = int((outside_grid(outcome.bias, _biased(outcome)) & alive).sum())
         notes.append(
-            f"{outside} samples lay beyond an end of the bias's grid, {here} of {samples:,} of them in the production: "
-            "the bias does not push there; widen the grid or put up walls"
+            f"{outside:,} samples lay beyond an end of the bias's grid (of the production's, {here:,} of "
+            f"{int(alive.sum()):,}): the bias does not push there; widen the grid or put up walls"
         )
     if outcome.khat > KHAT_LIMIT:
         notes.append(f"Pareto k-hat is {outcome.khat:.2f}, above {KHAT_LIMIT}: the weights have too heavy a tail")
-    notes += [*_about_config(outcome), *_doubts(outcome)]
+    notes += outcome.notes
+    notes += [*doubts_of(outcome.setup), *_about_grid(outcome), *_doubts(outcome)]
     return notes
 
 
-def _about_config(outcome: Outcome) -> Iterator[str]:
-    setup = outcome.setup
-    for name, share in setup.config.sigma_shares().items():
+def doubts_of(setup: Setup) -> Iterator[str]:
+    """What is doubtful in the config of a run, also before it is made."""
+    circles = {v.name: v.sigma / v.period for v in setup.bias.variables if v.period is not None}
+    for name, share in (setup.config.sigma_shares() | circles).items():
         if share > _WIDE_SIGMA:
             yield f"sigma of {name} is {share:.2g} of the variable's range: the bias resolves little; a tenth is better"
+        elif share < _NARROW_SIGMA:
+            whole = "circle" if name in circles else "range"
+            yield (
+                f"sigma of {name} is {share:.2g} of the variable's {whole}: {1.0 / share:,.0f} hills side by side "
+                "cover it once, so that filling takes as many times longer and the bias stays rough; a thirtieth to a "
+                "tenth is usual"
+            )
+
+
+def _about_grid(outcome: Outcome) -> Iterator[str]:
+    setup = outcome.setup
     nodes = asked_nodes(setup.config, setup.bias.variables)
     if nodes and outcome.bias.grid_axes is None:
         yield f"a grid of the bias would have {nodes:,} nodes, too many: its kernels were summed without one"

@@ -82,7 +82,8 @@ def _figures(outcome: Outcome) -> dict[str, tuple[Figure, str, bool]]:
     if outcome.report is not None and outcome.difference is not None:
         text = (
             "Left: from the start of the production to growing times. Right: from separate stretches, which should "
-            "scatter about one value as their errors say. Dotted: what the frozen bias implies by itself."
+            "scatter about one value as their errors say. Dotted: what the frozen bias implies by itself. An arrow "
+            "points to a reference beyond the axis."
         )
         figures["convergence"] = (plots.draw_convergence(outcome, outcome.report, outcome.difference), text, True)
         if outcome.report.profile is not None:

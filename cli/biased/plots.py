@@ -24,6 +24,7 @@ _NAMES = {"fill": "filling", "burn-in": "burn-in"}
 _STAGES = tuple(_NAMES)
 _WIDEST_BAR_KT = 1e4
 _SHOWN_KT = 15.0
+_REFERENCE = "#3f8f5b"
 _SHOWN_WALKERS, _MOST_COLUMNS = 4, 2
 
 
@@ -169,13 +170,30 @@ def _mark_region(ax: Panel, axis: Axis, lower: float, upper: float) -> None:
 
 
 def _mark_others(ax: Panel, outcome: Outcome) -> None:
-    """What the bias itself says, and the reference where it lies within the limits."""
+    """What the bias itself says, and the reference: as a band, or beyond the limits as an arrow with its value."""
     if outcome.from_bias is not None and math.isfinite(outcome.from_bias.value):
         ax.axhline(outcome.from_bias.value, color=SECOND, lw=1.0, ls=":", zorder=0, label="read off the bias")
     known, (low, high) = _reference(outcome), ax.get_ylim()
-    if known is not None and known[0] + known[1] > low and known[0] - known[1] < high:
-        value, error = known
-        ax.axhspan(value - error, value + error, color="#3f8f5b", alpha=0.3, lw=0, zorder=0, label="reference")
+    if known is None:
+        return
+    value, error = known
+    if value + error > low and value - error < high:
+        ax.axhspan(value - error, value + error, color=_REFERENCE, alpha=0.3, lw=0, zorder=0, label="reference")
+        return
+    edge, away = (1.0, -1.0) if value > high else (0.0, 1.0)
+    ax.annotate(
+        f"reference {value:.2f} kT",
+        xy=(0.5, edge),
+        xytext=(0.5, edge + 0.14 * away),
+        xycoords="axes fraction",
+        textcoords="axes fraction",
+        ha="center",
+        va="center",
+        fontsize=8,
+        color=_REFERENCE,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
+        arrowprops={"arrowstyle": "->", "color": _REFERENCE},
+    )
 
 
 def _reference(outcome: Outcome) -> tuple[float, float] | None:

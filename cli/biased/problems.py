@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from ..quantities import Interval
+from ..quantities import Interval, Width
 
-__all__ = ["Loc", "complain", "far_region", "missing", "moved", "problem", "wide_sigmas"]
+__all__ = [
+    "CLIFF",
+    "Loc",
+    "complain",
+    "far_region",
+    "meeting_kernel",
+    "missing",
+    "moved",
+    "problem",
+    "strange_range",
+    "whole_circle",
+    "wide_sigmas",
+]
 
 _WIDEST_SIGMA = 0.5
 """Of an open variable's range."""
+_CIRCLE = 7.0
+"""Sigmas that a circle must hold, by `feynkac.fkc.bias.BiasVariable`."""
+
+CLIFF = "is for open variables: on a circle it would have a cliff at the seam; use kind: flat_bottom, an arc"
 
 Loc = tuple[str | int, ...]
 """Keys and indices that lead to a place, from the section whose validator complains."""
@@ -63,3 +80,34 @@ def far_region(place: Loc, variable: str, region: Interval, spans: Sequence[Inte
     if not known or any(region.lower < span.upper and span.lower < region.upper for span in known):
         return []
     return [problem(place, f"lies outside the range of {variable}, {' and '.join(map(str, known))}")]
+
+
+def meeting_kernel(place: Loc, sigma: Width, circle: float | None) -> list[InitErrorDetails]:
+    """A sigma so large a share of its variable's circle that a kernel would meet itself on the other side."""
+    if circle is None or _CIRCLE * sigma.value <= circle:
+        return []
+    most = circle / _CIRCLE
+    limit = f"{math.degrees(most):.0f} deg" if sigma.dimension == "angle" else f"{most:.2g}"
+    return [
+        problem(
+            place,
+            "is more than a seventh of the period: a kernel would meet itself on the other side of the circle; "
+            f"expected at most {limit}",
+        )
+    ]
+
+
+def strange_range(place: Loc, variable: str, span: Interval | None, *, periodic: bool) -> list[InitErrorDetails]:
+    """A range of the bias's grid that its variable cannot have."""
+    if span is None:
+        return []
+    if periodic:
+        return [problem(place, f"{variable} has a period: the grid covers its whole circle, and takes no range")]
+    return [] if span.lower < span.upper else [problem(place, "must run from its lower to its upper end")]
+
+
+def whole_circle(place: Loc, region: Interval, circle: float | None) -> list[InitErrorDetails]:
+    """A region that leaves nothing of its variable's circle to compare with."""
+    if circle is None or abs(region.upper - region.lower) < circle:
+        return []
+    return [problem(place, "is the whole circle: nothing is left to compare with")]

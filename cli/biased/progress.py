@@ -39,6 +39,10 @@ class Shown:
         """Before the filling."""
         self.update(stage=f"{stage} {done}/{total}")
 
+    def stopping(self) -> None:
+        """The run is to stop."""
+        self.update(stage="stopping after this record; Ctrl-C once more to stop at once")
+
     def __call__(self, staged: Staged) -> None:
         """After a record."""
         now, steps, record = time.monotonic(), staged.state.steps, staged.record

@@ -24,12 +24,12 @@ from ...molecular.free_energy import (
     convergence,
     difference_from_bias,
     free_energy_difference,
-    free_energy_surface,
     influence,
     integrated_autocorrelation,
 )
 from ...molecular.free_energy.difference import FewEffectiveSamplesWarning
-from ...molecular.pipeline import DifferenceRequest, SurfaceRequest
+from ...molecular.pipeline import DifferenceRequest
+from ...molecular.pipeline_surfaces import known_log_weights, surfaces_of, weightless
 from ..errors import UserError
 from ..tables import VARIABLE
 from .build import Setup
@@ -53,11 +53,13 @@ class Outcome:
         setup: what was run.
         arrays: of ``weights.npz``: those of :class:`~feynkac.cli.biased.rows.Rows` and single numbers.
         bias: frozen.
-        groups: (T B,) independent groups of the samples, for errors.
+        groups: (T B,) independent groups of the samples, for errors; those without any weight are not counted.
         by_walkers: the groups are whole walkers.
-        surface, profiles: free energies with errors.
-        difference: of the region, None without one; ``from_bias`` as the bias itself has it, without samples.
+        surface, profiles: free energies with errors, of axes that hold any weight.
+        difference: of the region, None without one, or where its variable is finite in no sample with a weight;
+            ``from_bias`` as the bias itself has it, without samples, None for an empty bias.
         report: on the difference's convergence.
+        notes: on values that are not finite, on weight outside axes, and on what was left out for that.
         ess: effective samples of the weights.
         khat: of their tail.
     """
@@ -74,6 +76,7 @@ class Outcome:
     report: ConvergenceReport | None
     ess: float
     khat: float
+    notes: tuple[str, ...] = ()
 
     def number(self, name: str) -> float:
         """A single number among the arrays."""
@@ -81,7 +84,7 @@ class Outcome:
 
 
 def outcome_of(setup: Setup, arrays: Mapping[str, Tensor], bias: RepulsionBias) -> Outcome:
-    """Estimate everything that was asked for.
+    """Estimate everything that was asked for, as far as the samples allow.
 
     Raises:
         UserError: an array is missing.
@@ -92,8 +95,11 @@ def outcome_of(setup: Setup, arrays: Mapping[str, Tensor], bias: RepulsionBias) 
         values = {v.name: arrays[VARIABLE + v.name] for v in setup.variables}
     except KeyError as error:
         raise UserError(f"weights.npz: has no array {error}") from error
-    request = setup.request.difference
-    report = None if request is None else _report(setup, request, values[request.variable], log_weights)
+    request, known = setup.request.difference, log_weights
+    if request is not None:
+        known = known_log_weights(log_weights, values[request.variable])
+        request = None if weightless(known) and not weightless(log_weights) else request
+    report = None if request is None else _report(setup, request, values[request.variable], known)
     groups, by_walkers = _groups(arrays["bias"], log_weights, report)
     difference = None
     if request is not None:
@@ -101,39 +107,36 @@ def outcome_of(setup: Setup, arrays: Mapping[str, Tensor], bias: RepulsionBias) 
             warnings.simplefilter("ignore", FewEffectiveSamplesWarning)
             difference = free_energy_difference(
                 request.region.contains(values[request.variable]).reshape(-1),
-                log_weights.reshape(-1),
+                known.reshape(-1),
                 kT=bias.kT,
                 bootstrap=request.bootstrap,
                 seed=setup.request.seed,
                 groups=groups,
             )
 
-    def surface(wanted: SurfaceRequest) -> FreeEnergySurface:
-        return free_energy_surface(
-            torch.stack([values[axis.name].reshape(-1) for axis in wanted.axes], dim=1),
-            log_weights.reshape(-1),
-            kT=bias.kT,
-            axes=wanted.axes,
-            method=wanted.method,
-            bandwidth=wanted.bandwidth,
-            bootstrap=wanted.bootstrap,
-            seed=setup.request.seed,
-            groups=groups,
-        )
-
+    made = surfaces_of(
+        {name: value.reshape(-1) for name, value in values.items()},
+        log_weights.reshape(-1),
+        surface=setup.request.surface,
+        profiles=setup.request.profiles,
+        kT=bias.kT,
+        seed=setup.request.seed,
+        groups=groups,
+    )
     return Outcome(
         setup=setup,
         arrays=arrays,
         bias=bias,
         groups=groups,
         by_walkers=by_walkers,
-        surface=None if setup.request.surface is None else surface(setup.request.surface),
-        profiles=tuple(surface(profile) for profile in setup.request.profiles),
+        surface=made.surface,
+        profiles=made.profiles,
         difference=difference,
         from_bias=None if request is None else _from_bias(setup, bias, request),
         report=report,
         ess=float(effective_sample_size(log_weights.reshape(-1))),
         khat=pareto_smooth(log_weights.reshape(-1)).khat,
+        notes=made.notes,
     )
 
 
@@ -153,21 +156,35 @@ def _report(setup: Setup, request: DifferenceRequest, values: Tensor, log_weight
 
 
 def _groups(bias: Tensor, log_weights: Tensor, report: ConvergenceReport | None) -> tuple[Tensor, bool]:
-    """Walkers where there are enough, else blocks of time of each."""
+    """Walkers where there are enough with a weight, else blocks of time of each."""
     steps, walkers = log_weights.shape
-    if walkers >= _ENOUGH_WALKERS:
-        return torch.arange(walkers).repeat(steps), True
+    living = int((log_weights > -math.inf).any(dim=0).sum())
+    if living >= _ENOUGH_WALKERS:
+        return _with_weight(torch.arange(walkers).repeat(steps), log_weights), True
     if report is not None:
         block = report.block
     else:
-        memory = integrated_autocorrelation(influence(bias, log_weights), warn=False).memory
+        series = influence(bias, log_weights)
+        varies = bool((series != series.flatten()[0]).any())  # not under an empty bias, which says nothing of memory
+        memory = integrated_autocorrelation(series, warn=False).memory if varies else float(steps)
         block = block_length(memory, steps, walkers, warn=False)
-    return block_groups(steps, walkers, block), block >= steps
+    block = min(block, block_length(float(steps), steps, max(1, living), warn=False))  # of few walkers more than one
+    return _with_weight(block_groups(steps, walkers, block), log_weights), block >= steps
+
+
+def _with_weight(groups: Tensor, log_weights: Tensor) -> Tensor:
+    """Labels from 0 of the groups that have a weight; samples of others, which add nothing, go to the first."""
+    used = log_weights.reshape(-1) > -math.inf
+    labels, numbered = torch.unique(groups[used], return_inverse=True)
+    found = torch.zeros_like(groups)
+    found[used] = numbered
+    return found if len(labels) else groups
 
 
 def _from_bias(setup: Setup, bias: RepulsionBias, request: DifferenceRequest) -> BiasDifference | None:
-    """The difference that the bias itself implies; None where it is not of a biased variable, or there is no domain."""
-    if request.variable not in bias.names:
+    """The difference that the bias itself implies; None where it is not of a biased variable, there is no domain, or
+    nothing was deposited."""
+    if request.variable not in bias.names or not (bias.n_kernels or bias.counts.hills):
         return None
     column = bias.names.index(request.variable)
     axes = None if bias.grid_axes is not None else _quadrature(setup, bias)

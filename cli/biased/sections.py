@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainSerializer, PlainValidator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, model_validator
 
 from ..config import ExistingPath, Positive, Section
 from ..quantities import Duration, Energy, Mass, Rate, Temperature, Time, Width
@@ -29,12 +29,19 @@ _KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 class BiasVariableConfig(Section):
     """One biased variable: the width of its kernels, and perhaps a grid of its own.
 
-    ``range``: ends of the grid along an open variable; ``bins``: intervals of the grid.
+    ``range``: ends of the grid along an open variable, by default those of the variable's own; ``bins``: intervals of
+    the grid.
     """
 
     sigma: WidthText
     range: IntervalText | None = None
     bins: Annotated[int, Field(ge=4)] | None = None
+
+
+def _listed(paths: Any) -> Any:
+    if isinstance(paths, str):
+        raise ValueError(f"expected a list, such as start_from: [{paths}]")
+    return tuple(paths) if isinstance(paths, list) else paths
 
 
 class BiasConfig(Section):
@@ -53,7 +60,7 @@ class BiasConfig(Section):
     explore: bool | None = None
     adaptive_width: bool | None = None
     compression: Annotated[float, Field(gt=0.0)] | None = None
-    start_from: tuple[ExistingPath, ...] = ()
+    start_from: Annotated[tuple[ExistingPath, ...], BeforeValidator(_listed)] = ()
 
     @property
     def on_a_grid(self) -> bool:

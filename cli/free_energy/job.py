@@ -16,7 +16,7 @@ from ...molecular.io import read_weights, write_colvar, write_trajectory
 from ...molecular.io import write_weights as save_arrays
 from ...molecular.pipeline import Analysis, AnalysisRequest, WeightedDraws, analyse, evaluate_variables
 from ...molecular.systems import MolecularSystem
-from ..build import build_energy, build_request, build_system, build_variables, with_system
+from ..build import build_energy, build_request, build_system, build_variables, try_variables, with_system
 from ..caught import collected_warnings
 from ..conclude import conclude
 from ..errors import UserError
@@ -60,6 +60,7 @@ class FreeEnergyJob:
     def build(cls, config: FreeEnergyConfig, system: MolecularSystem) -> FreeEnergyJob:
         """Build system, energy, proposal and variables. Raises what these raise."""
         variables = build_variables(config.analysis, system.topology)
+        try_variables(variables, system.positions.double(), where="analysis.variables")
         return cls(
             config=config,
             system=system,
@@ -176,7 +177,7 @@ def _write_colvar(path: Path, draws: WeightedDraws, variables: list[CollectiveVa
 
 
 def _notes(analysis: Analysis, caught: list[str]) -> list[str]:
-    notes = list(dict.fromkeys(caught))
+    notes = [*dict.fromkeys(caught), *analysis.notes]
     if analysis.khat > KHAT_LIMIT:
         notes.append(
             f"Pareto k-hat is {analysis.khat:.2f}, above {KHAT_LIMIT}: the weights have too heavy a tail "

@@ -30,7 +30,8 @@ def build_proposal(config: ProposalConfig, system: MolecularSystem) -> Proposal:
         )
     else:
         name = str(config.plugin)
-        proposal = call_plugin(load_plugin("feynkac.proposals", name), name, system, **config.options)
+        group = "feynkac.proposals"
+        proposal = call_plugin(group, load_plugin(group, name), name, system, **config.options)
     if tuple(proposal.event_shape) != (system.n_atoms, 3):
         raise UserError(
             f"proposal: draws have shape {tuple(proposal.event_shape)}, but the molecule has {system.n_atoms} atoms"

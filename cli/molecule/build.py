@@ -20,7 +20,7 @@ from ...molecular.pipeline import AnalysisRequest
 from ...molecular.systems import MolecularSystem
 from ...molecular.units import kT
 from ...steering import Annealed, MeanFree, Run, attach, effective_std
-from ..build import build_request, build_system, build_variables
+from ..build import build_request, build_system, build_variables, try_variables
 from ..errors import named_errors
 from ..paths import resolve
 from ..reference import read_reference
@@ -78,6 +78,7 @@ class Molecule:
         reference = read_reference(config.reference, config.system.temperature)
         system = build_system(config.system)
         variables = build_variables(config.analysis, system.topology)
+        try_variables(variables, system.positions.double(), where="analysis.variables")
         request = build_request(config.analysis, variables, config.sampling.seed)
         energy = BatchedForceField.from_openmm(
             system.system, topology=system.topology, temperature=config.system.temperature, dtype=torch.float64

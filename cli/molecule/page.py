@@ -69,12 +69,12 @@ def _cards(shown: Mapping[str, Number]) -> list[tuple[str, str]]:
 
 def _figures(outcome: Outcome) -> dict[str, tuple[Figure, str, bool]]:
     figures: dict[str, tuple[Figure, str, bool]] = {}
-    surface, request = outcome.analyses["corrected"].surface, outcome.molecule.request
+    surface = outcome.analyses["corrected"].surface
     if surface is not None and len(surface.axes) == 2:
         how = "Kernel estimates" if surface.method == "kde" else "Histograms"
         text = f"{how} on one colour scale; white where fewer than two effective samples lie."
         figures["surfaces"] = (plots.draw_surfaces(outcome), text, True)
-    if request.profiles:
+    if plots.profiled(outcome):
         text = (
             "Of normalised densities, with two standard errors of independent draws (relatives make the true ones "
             "larger). Gaps: fewer than two effective samples. Shaded: the region of ΔF."

@@ -13,11 +13,23 @@ from matplotlib.figure import Figure
 from ...fkc.weights import normalize
 from ...molecular.free_energy import FreeEnergySurface
 from ...steering.plot_style import colour
-from ..report.style import ACCENT, INK, MUTED, SECOND, Array, figure, label, style_axes, styled
+from ..report.style import (
+    ACCENT,
+    INK,
+    MUTED,
+    SECOND,
+    WIDEST_ROW,
+    Array,
+    figure,
+    label,
+    rows_of_panels,
+    style_axes,
+    styled,
+)
 from ..report.surface_parts import box, closed, closed_points, paint_surface, shade_region, shown_cap
 from .results import Outcome, title
 
-__all__ = ["draw_bonds", "draw_path", "draw_profiles", "draw_surfaces"]
+__all__ = ["draw_bonds", "draw_path", "draw_profiles", "draw_surfaces", "profiled"]
 
 _COLOURS = {"model": MUTED, "unweighted": "#c08a1e", "annealed": ACCENT, "corrected": SECOND}
 _TOP = 12.0
@@ -44,6 +56,13 @@ def draw_surfaces(outcome: Outcome) -> Figure:
     return fig
 
 
+def profiled(outcome: Outcome) -> dict[str, dict[str, FreeEnergySurface]]:
+    """Profiles by variable and way, of variables that have one in every way: others hold no weight on their axis."""
+    found = [{p.axes[0].name: p for p in analysis.profiles} for analysis in outcome.analyses.values()]
+    shared = [name for name in found[0] if all(name in profiles for profiles in found)]
+    return {name: dict(zip(outcome.analyses, (each[name] for each in found), strict=True)) for name in shared}
+
+
 @styled
 def draw_profiles(outcome: Outcome) -> Figure:
     """Profiles of the three laws with bands of two standard errors, and the reference where there is one.
@@ -51,10 +70,9 @@ def draw_profiles(outcome: Outcome) -> Figure:
     Free energies of normalised densities, so that noise at a curve's own minimum does not shift it against the others;
     zero is the minimum of the reference, else of the annealed law.
     """
-    count = len(next(iter(outcome.analyses.values())).profiles)
-    fig, panels = figure(4.9 * count + 0.4, 3.6, count, sharey=True)
-    for k, ax in enumerate(panels):
-        profiles = {way: analysis.profiles[k] for way, analysis in outcome.analyses.items()}
+    shown = profiled(outcome)
+    fig, panels = rows_of_panels(len(shown), 4.9, 3.6)
+    for ax, profiles in zip(panels, shown.values(), strict=True):
         (axis,) = profiles["annealed"].axes
         known = outcome.molecule.reference.get(f"{axis.name}_profile")
         reference = _normalised(_numbers(known)) if isinstance(known, dict) else None
@@ -72,8 +90,10 @@ def draw_profiles(outcome: Outcome) -> Figure:
         style_axes(ax, axis, "x")
         ax.set_ylim(-0.8, _TOP)
         ax.set_title(f"Profile along {label(axis).split(' ')[0]}")
-    panels[0].set_ylabel("free energy (kT)")
-    fig.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4 if count > 1 else 2)
+    for ax in panels[::WIDEST_ROW]:
+        ax.set_ylabel("free energy (kT)")
+    ncols = 4 if len(shown) > 1 else 2
+    fig.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=ncols)
     return fig
 
 

@@ -16,6 +16,7 @@ from ...molecular.anneal import WeightedFrames
 from ...molecular.free_energy import FreeEnergyDifference
 from ...molecular.free_energy.difference import FEW_EFFECTIVE_SAMPLES, FewEffectiveSamplesWarning
 from ...molecular.pipeline import Analysis, analyse, evaluate_variables
+from ...molecular.pipeline_surfaces import known_log_weights, weightless
 from ...molecular.units import kT
 from ..errors import UserError
 from ..results import KHAT_LIMIT, Number, region_text
@@ -39,7 +40,8 @@ class Outcome:
         frames: by way: ``model`` as it draws at its own temperature, ``unweighted`` the moves alone, ``annealed`` with
             the weights of the moves, ``corrected`` with the true energy in the end too.
         analyses: surface and profiles of three of these.
-        differences: free energies of the region against the rest; empty if not asked for.
+        differences: free energies of the region against the rest, by way; empty if not asked for, and without ways
+            in which its variable is finite in no sample with a weight.
     """
 
     molecule: Molecule
@@ -103,7 +105,10 @@ def outcome_of(molecule: Molecule, arrays: Mapping[str, Tensor]) -> Outcome:
     if wanted is not None:
         with warnings.catch_warnings():  # said by `warnings_of`, with the way's name
             warnings.simplefilter("ignore", FewEffectiveSamplesWarning)
-            differences = {way: each.difference(wanted) for way, each in frames.items()}
+            for way, each in frames.items():
+                known = known_log_weights(each.log_weights, each.variables[wanted.variable])
+                if not weightless(known):
+                    differences[way] = replace(each, log_weights=known).difference(wanted)
     return Outcome(molecule, arrays, frames, analyses, differences)
 
 
@@ -220,6 +225,8 @@ def _known_error(outcome: Outcome, way: str, error: float) -> float:
 def warnings_of(outcome: Outcome, caught: Sequence[str]) -> list[str]:
     """What a reader of the numbers should know."""
     notes, arrays = list(dict.fromkeys(caught)), outcome.arrays
+    for way, analysis in outcome.analyses.items():
+        notes += [f"{title(outcome, way)}: {note}" for note in analysis.notes]
     populations, particles = arrays["log_weights"].shape
     for way in ("annealed", "corrected"):
         ess = float(effective_sample_size(outcome.frames[way].log_weights))

@@ -16,8 +16,32 @@ from matplotlib.ticker import LogLocator, MultipleLocator, NullFormatter, Percen
 from ...fkc.weights import normalize
 from ...molecular.free_energy import Axis, FreeEnergyDifference, FreeEnergySurface
 from ...molecular.pipeline import Analysis, DifferenceRequest, RunningEstimate, WeightedDraws
-from .style import ACCENT, INK, MUTED, SECOND, Array, figure, label, style_axes, styled, to_display
-from .surface_parts import CAP_KT, box, closed, closed_points, contour_step, paint_surface, shade_region, shown_cap
+from .style import (
+    ACCENT,
+    INK,
+    MUTED,
+    SECOND,
+    WIDEST_ROW,
+    Array,
+    figure,
+    label,
+    rows_of_panels,
+    style_axes,
+    styled,
+    to_display,
+)
+from .surface_parts import (
+    CAP_KT,
+    box,
+    closed,
+    closed_points,
+    contour_step,
+    paint_surface,
+    shade_region,
+    shown_cap,
+    too_thin,
+    visible_share,
+)
 
 __all__ = ["draw_density", "draw_profiles", "draw_running", "draw_surface", "draw_weights"]
 
@@ -26,7 +50,8 @@ __all__ = ["draw_density", "draw_profiles", "draw_running", "draw_surface", "dra
 def draw_surface(surface: FreeEnergySurface, most: float = CAP_KT) -> Figure:
     """A two-dimensional surface with contours, up to ``most`` kT.
 
-    White: above the cap, or fewer than two effective samples, where colours and lines would follow noise.
+    White: above the cap, or fewer than two effective samples, where colours and lines would follow noise. Where such
+    cells hold most of the weight there are no contours, and the picture says so.
     """
     x, y = surface.axes
     fig, (ax,) = figure(5.4, 4.5)
@@ -35,9 +60,12 @@ def draw_surface(surface: FreeEnergySurface, most: float = CAP_KT) -> Figure:
     style_axes(ax, x, "x")
     style_axes(ax, y, "y")
     box(ax)
-    ax.set_title("Free-energy surface")
+    thin = too_thin(surface)
+    note = f"\ntoo few samples: colours show {visible_share(surface):.0%} of the weight" if thin else ""
+    ax.set_title(f"Free-energy surface{note}")
     bar = fig.colorbar(mesh, ax=ax, pad=0.02, aspect=26)
-    bar.set_label(f"free energy (kT), a contour each {'' if contour_step(cap) == 1 else '2 '}kT")
+    contours = f", a contour each {'' if contour_step(cap) == 1 else '2 '}kT"
+    bar.set_label(f"free energy (kT){'' if thin else contours}")
     bar.ax.yaxis.set_major_locator(MultipleLocator(2))
     return fig
 
@@ -48,7 +76,7 @@ def draw_profiles(profiles: tuple[FreeEnergySurface, ...], difference: Differenc
 
     Values that rest on fewer than two effective samples are left out.
     """
-    fig, panels = figure(4.1 * len(profiles) + 0.5, 3.3, len(profiles), sharey=True)
+    fig, panels = rows_of_panels(len(profiles), 4.1, 3.3)
     highest = 1.0
     for k, (ax, profile) in enumerate(zip(panels, profiles, strict=True)):
         (axis,) = profile.axes
@@ -63,12 +91,13 @@ def draw_profiles(profiles: tuple[FreeEnergySurface, ...], difference: Differenc
         highest = max(highest, float(np.nanmax(f + error, initial=1.0)))
         style_axes(ax, axis, "x")
         ax.set_ylim(-0.4, min(highest + 1, 1.5 * CAP_KT))
-        if k == 0:
+        if k % WIDEST_ROW == 0:
             ax.set_ylabel("free energy (kT)")
+        if k == 0:
             ax.legend(loc="best")
         right = ax.secondary_yaxis("right", functions=_both_ways(profile.kT))  # type: ignore[arg-type]
         right.spines["right"].set_visible(True)
-        if k == len(profiles) - 1:
+        if k == len(profiles) - 1 or k % WIDEST_ROW == WIDEST_ROW - 1:
             right.set_ylabel("free energy (kJ/mol)")
         else:
             right.set_yticklabels([])
@@ -162,6 +191,8 @@ def draw_density(draws: WeightedDraws, axes: tuple[Axis, Axis]) -> Figure:
     x, y = axes
     fig, panels = figure(8.6, 4.0, 2, sharey=True)
     keep = torch.isfinite(draws.log_weights)
+    for axis in axes:
+        keep = keep & torch.isfinite(draws.variables[axis.name])
     values = [to_display(axis, draws.variables[axis.name][keep]) for axis in axes]
     weights = normalize(draws.log_weights[keep]).numpy()
     edges = [to_display(axis, np.linspace(axis.lower, axis.upper, 91)) for axis in axes]

@@ -15,10 +15,26 @@ from numpy.typing import NDArray
 from ...molecular.free_energy import Axis
 from ...steering.plot_style import ACCENT, INK, LOOK, MUTED, styled
 
-__all__ = ["ACCENT", "INK", "MUTED", "SECOND", "Array", "figure", "label", "png", "style_axes", "styled", "to_display"]
+__all__ = [
+    "ACCENT",
+    "INK",
+    "MUTED",
+    "SECOND",
+    "WIDEST_ROW",
+    "Array",
+    "figure",
+    "label",
+    "png",
+    "rows_of_panels",
+    "style_axes",
+    "styled",
+    "to_display",
+]
 
 Array = NDArray[np.float64]
 SECOND = "#d1603d"
+WIDEST_ROW = 3
+"""Panels beside one another: more could not be read on a page."""
 _GREEK = {"phi": "ϕ", "psi": "ψ", "omega": "ω", "chi": "χ", "theta": "θ", "zeta": "ζ"}
 
 
@@ -27,6 +43,17 @@ def figure(width: float, height: float, columns: int = 1, **kwargs: Any) -> tupl
     fig = Figure(figsize=(width, height), layout="constrained")
     axes = fig.subplots(1, columns, squeeze=False, **kwargs)[0]
     return fig, list(axes)
+
+
+def rows_of_panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` panels of one y axis, in rows of at most ``WIDEST_ROW``; sizes of a panel in inches."""
+    columns = min(count, WIDEST_ROW)
+    rows = -(-count // columns)
+    fig = Figure(figsize=(width * columns + 0.5, height * rows), layout="constrained")
+    axes = fig.subplots(rows, columns, squeeze=False, sharey=True).ravel().tolist()
+    for empty in axes[count:]:
+        empty.remove()
+    return fig, axes[:count]
 
 
 def png(fig: Figure, dpi: int = 180) -> bytes:

@@ -15,12 +15,25 @@ from ...molecular.free_energy import Axis, FreeEnergySurface
 from ...molecular.pipeline import DifferenceRequest
 from .style import SECOND, Array, to_display
 
-__all__ = ["CAP_KT", "box", "closed", "closed_points", "contour_step", "paint_surface", "shade_region", "shown_cap"]
+__all__ = [
+    "CAP_KT",
+    "box",
+    "closed",
+    "closed_points",
+    "contour_step",
+    "paint_surface",
+    "shade_region",
+    "shown_cap",
+    "too_thin",
+    "visible_share",
+]
 
 CAP_KT = 10.0
 """Surfaces are coloured up to this many kT: above it samples are too few for colours to mean anything."""
 
 _DENSE_KT = 12.0
+_THIN = 0.5
+"""Of the weight: with less in the cells that are shown, contours would be those of their gaps."""
 
 
 def shown_cap(surfaces: Sequence[FreeEnergySurface], most: float = CAP_KT) -> float:
@@ -30,7 +43,8 @@ def shown_cap(surfaces: Sequence[FreeEnergySurface], most: float = CAP_KT) -> fl
 
 
 def paint_surface(ax: Axes, surface: FreeEnergySurface, cap: float) -> QuadMesh:
-    """Colours of a two-dimensional surface up to ``cap`` kT, and contours; for the scale of colours."""
+    """Colours of a two-dimensional surface up to ``cap`` kT, and contours unless it is too thin; for the scale of
+    colours."""
     x, y = surface.axes
     shown = _visible(surface)
     white = matplotlib.colormaps["viridis"].with_extremes(over="white", bad="white")
@@ -44,11 +58,23 @@ def paint_surface(ax: Axes, surface: FreeEnergySurface, cap: float) -> QuadMesh:
         rasterized=True,
     )
     levels = np.arange(contour_step(cap), cap, contour_step(cap))
-    if levels.size and shown.count():
+    if levels.size and shown.count() and not too_thin(surface):
         points = [closed_points(axis) for axis in surface.axes]
         lines = np.ma.masked_where(_wrapped(surface.ess.numpy(), surface.axes) < 4, shown)
         ax.contour(*points, lines.T, levels=levels, colors="white", linewidths=0.6, alpha=0.85)
     return mesh
+
+
+def visible_share(surface: FreeEnergySurface) -> float:
+    """Of the weight, in the cells that are shown: those with two effective samples or more."""
+    volume = math.prod(axis.width for axis in surface.axes)
+    return float((surface.density[surface.ess >= 2] * volume).sum())
+
+
+def too_thin(surface: FreeEnergySurface) -> bool:
+    """Whether so much of the weight inside the axes lies in cells that are not shown that contours mean nothing."""
+    volume = math.prod(axis.width for axis in surface.axes)
+    return visible_share(surface) < _THIN * float((surface.density * volume).sum())
 
 
 def contour_step(cap: float) -> int:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from torch import Generator, Tensor
+from torch import Generator, Tensor, isfinite, no_grad
 
 from ...fkc.bias import Hills, OpesBias, RepulsionBias
 from ..cvs import CollectiveVariable
@@ -71,13 +71,34 @@ class Metadynamics:
         """Energy, bias and restraints."""
         return BiasedEnergy(self.energy, self.variables, bias, self.restraints)
 
+    def check_values(self, positions: Tensor) -> None:
+        """Refuse variables without a finite value for any of the walkers at ``positions`` (B, N, 3) nm.
+
+        Raises:
+            ValueError: naming a biased or restrained variable.
+        """
+        known = {variable.name: variable for variable in self.variables}
+        known |= {restraint.variable.name: restraint.variable for restraint in self.restraints}
+        for name, variable in known.items():
+            with no_grad():
+                values = variable(positions.detach())
+            if not bool(isfinite(values).any()):
+                what = "biased" if variable in self.variables else "restrained"
+                first, every = float(values[0]), f"all {len(values)} walkers" if len(values) > 1 else "the walker"
+                raise ValueError(
+                    f"variables: the {what} variable {name} is {first} for {every} at the start: a force cannot act "
+                    "through it; mend it, or start where it is finite"
+                )
+
     def init(self, generator: Generator, positions: Tensor) -> MetadynamicsState:
         """Start walkers at ``positions`` (B, N, 3) nm.
 
         Raises:
+            ValueError: a biased or restrained variable is finite for no walker.
             WalkerExploded: a starting position has no finite energy.
             WalkersExploded: none has.
         """
+        self.check_values(positions)
         walkers = self._dynamics(self.biased(self.bias)).init(generator, positions)
         return MetadynamicsState(walkers, self.bias, 0)
 

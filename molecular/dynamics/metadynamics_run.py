@@ -59,7 +59,8 @@ def prepare(
 
     Raises:
         ValueError: ``start`` holds another number of walkers than the settings, a place that is not finite, or, where
-            the energy has a topology, a bond shorter than 0.03 nm or longer than 0.5 nm, as in ångström.
+            the energy has a topology, a bond shorter than 0.03 nm or longer than 0.5 nm, as in ångström; or a biased or
+            restrained variable is finite for no walker.
         WalkersExploded: no walker has a finite energy.
     """
     if start.ndim == 2:
@@ -67,6 +68,7 @@ def prepare(
     if len(start) != settings.walkers:
         raise ValueError(f"start: got {len(start)} structures, expected one, or one for each of {settings.walkers}")
     check_start(start, method.energy.topology)
+    method.check_values(start)
     plain = method.biased(None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", WalkerRetiredWarning)  # they start again, which is said below
@@ -158,7 +160,8 @@ def metadynamics(
         The samples of the frozen bias with log-weights, and beside them what the filling showed.
 
     Raises:
-        ValueError: variables, bias, start and settings that do not fit each other; a start not finite or not in nm.
+        ValueError: variables, bias, start and settings that do not fit each other; a start not finite or not in nm; a
+            variable that is finite for no walker at the start.
         WalkersExploded: no walker is left.
 
     Warns:

@@ -14,7 +14,11 @@ from .axis import Axis
 from .bootstrap import bootstrap_counts, check_groups
 from .density import DensityEstimator, HistogramDensity, KernelDensity
 
-__all__ = ["FreeEnergySurface", "free_energy_surface"]
+__all__ = ["EmptySurface", "FreeEnergySurface", "free_energy_surface"]
+
+
+class EmptySurface(ValueError):
+    """No sample with a positive weight lies inside the axes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +107,8 @@ def free_energy_surface(
         The surface; empty cells hold +inf with a NaN error.
 
     Raises:
-        ValueError: for shapes that do not fit, NaN values, no sample inside the axes, a missing seed or
-            bandwidth.
+        EmptySurface: no sample with a positive weight lies inside the axes.
+        ValueError: for shapes that do not fit, NaN values, a missing seed or bandwidth.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -121,7 +125,7 @@ def free_energy_surface(
     estimator = _estimator(values, axes, method, bandwidth)
     density = estimator.density(weights[None])[0]
     if not (density > 0).any():
-        raise ValueError("no sample with a positive weight lies inside the axes")
+        raise EmptySurface("no sample with a positive weight lies inside the axes")
     relative_error = _relative_error(estimator, weights, density, bootstrap, seed, groups)
     free_energy = -kT * torch.log(density)
     offset = float(free_energy.min())

@@ -1,6 +1,7 @@
 """Biased dynamics: the config, what it stands for, growing files and running numbers."""
 
 import math
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,15 @@ from feynkac.cli.biased.bias import asked_nodes
 from feynkac.cli.biased.build import Setup
 from feynkac.cli.biased.config import MetadynamicsConfig
 from feynkac.cli.biased.files import GrowingFiles
-from feynkac.cli.biased.results import _groups
+from feynkac.cli.biased.interrupt import interrupt_between_records
+from feynkac.cli.biased.job import BiasedJob
+from feynkac.cli.biased.numbers import doubts_of
+from feynkac.cli.biased.results import _from_bias, _groups
 from feynkac.cli.biased.rows import _stride
 from feynkac.cli.biased.watch import Watch, cores, outside_grid
 from feynkac.cli.errors import UserError
 from feynkac.cli.paths import resolve
+from feynkac.cli.results import region_text
 from feynkac.cli.validation import load_config
 from feynkac.fkc.bias import BiasVariable, GridAxis, Harmonic, OpesBias, RepulsionBias, UpperWall, WellTemperedBias
 from feynkac.fkc.weights import effective_sample_size
@@ -27,7 +32,7 @@ from feynkac.molecular.io.hills import HillsTable
 from feynkac.molecular.pipeline import DifferenceRequest
 
 from .biased_runs import CONFIG, OPES
-from .command import complaint
+from .command import call, complaint
 
 SHIPPED = ("metad_alanine_dipeptide", "opes_alanine_dipeptide", "metad_tetrapeptide")
 
@@ -62,7 +67,24 @@ WRONG = [
     ("phi: {sigma: 0.3 rad}", "phi: {sigma: 0.3 nm}", "bias.variables.phi.sigma", "measured in rad"),
     ("phi: {sigma: 0.3 rad}", "phi: {sigma: 0.3 rad, bin: 50}", "bias.variables.phi.bin", "did you mean 'bins'?"),
     ("psi: {sigma: 0.3 rad}", "chi: {sigma: 0.3 rad}", "bias.variables.chi", "'chi' is none of the variables"),
-    ("psi: {sigma: 0.3 rad}", "d: {sigma: 0.02 nm}", "bias.variables.d", "has no period, so it needs a range"),
+    (PSI, "psi: {sigma: 80 deg}", "bias.variables.psi.sigma = '80 deg'", "more than a seventh of the period"),
+    (PSI, "psi: {sigma: 1.3 rad}", "bias.variables.psi.sigma", "expected at most 51 deg"),
+    (PSI, "psi: {sigma: 17}", "bias.variables.psi.sigma = 17", "expected such as 0.3 rad"),
+    (PSI, "psi: {sigma: 0.3 rad, range: 0 deg .. 90 deg}", "bias.variables.psi.range", "psi has a period"),
+    (PSI, "d: {sigma: 0.1 A, range: 9 A .. 2 A}", "bias.variables.d.range", "from its lower to its upper end"),
+    (DIFFERENCE, "{variable: phi, region: -180 deg .. 180 deg}", "analysis.difference.region", "is the whole circle"),
+    (
+        "variable: d, at: 0.4 nm, stiffness: 5 kJ/mol, scale: 0.05 nm",
+        "variable: psi, at: 90 deg, stiffness: 5 kJ/mol, scale: 10 deg",
+        "restraints.tether.kind",
+        "use kind: flat_bottom",
+    ),
+    (
+        "bias_factor: 10",
+        "start_from: HILLS",
+        "bias.start_from = 'HILLS'",
+        "expected a list, such as start_from: [HILLS]",
+    ),
     ("height: 20 kJ/mol", "height: 20", "bias.height = 20", "the unit is missing"),
     ("height: 20 kJ/mol", "hight: 20 kJ/mol", "bias.hight", "did you mean 'height'?"),
     ("height: 20 kJ/mol", "barrier: 20 kJ/mol", "bias.barrier", "is not for kind well_tempered"),
@@ -108,8 +130,10 @@ def test_a_wrong_config_is_explained_with_field_and_line(workplace, good, bad, f
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (OPES.replace("barrier: 40 kJ/mol", "barrier: 1 kJ/mol"), "bias: barrier: got 1.0, expected more than kT"),
-        (CONFIG.replace("phi: {sigma: 0.3 rad}", "phi: {sigma: 1.3 rad}"), "more than a seventh of the period"),
+        (OPES.replace("barrier: 40 kJ/mol", "barrier: 1 kJ/mol"),
+         "line 17: bias.barrier = '1 kJ/mol': expected more than kT, 2.49 kJ/mol at 300 K"),
+        (CONFIG.replace(PSI, "e: {sigma: 0.02 nm}").replace("  d: {", "  e: {distance: [4, 10]}\n  d: {"),
+         "bias.variables.e: has no period, so it needs a range for the grid of the bias"),
         (CONFIG.replace("phi: {torsion: [4, 6, 8, 14]}", "phi: {torsion: [4, 6, 8, 99]}"), "99"),
         (CONFIG + "reference: data:molecules/alanine_dipeptide.pdb\n", "reference = 'data:molecules"),
         (CONFIG.replace("temperature: 300 K", "temperature: 310 K")
@@ -319,6 +343,109 @@ def test_groups_are_walkers_or_blocks_of_few():
     few, whole = _groups(slow, torch.zeros(400, 2), None)
     assert not whole
     assert 8 <= int(few.max()) + 1 < 200  # not every record by itself
+
+
+def test_walkers_without_any_weight_are_no_groups():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(50, 20, generator=generator, dtype=torch.float64)
+    log_weights = torch.zeros(50, 20, dtype=torch.float64)
+    log_weights[:, [0, 3]] = -math.inf
+    log_weights[25:, 7] = -math.inf  # retired on the way: its first records count
+    groups, whole = _groups(noise, log_weights, None)
+    assert whole
+    assert int(groups.max()) + 1 == 18
+    living = groups[log_weights.reshape(-1) > -math.inf]
+    assert torch.equal(torch.bincount(living), torch.tensor([50] * 5 + [25] + [50] * 12))
+    log_weights[:, :9] = -math.inf  # eleven are left: too few for their scatter alone
+    few, whole = _groups(noise, log_weights, None)
+    assert not whole
+    assert int(few.max()) + 1 == len(torch.unique(few[log_weights.reshape(-1) > -math.inf])) > 11
+    log_weights[:, 1:] = -math.inf
+    log_weights[:, 0] = 0.0
+    for bias in (noise.cumsum(dim=0), torch.zeros_like(noise)):  # walkers that hardly forget; no bias at all
+        alone, whole = _groups(bias, log_weights, None)
+        assert not whole
+        assert int(alone.max()) + 1 == 8
+
+
+def test_ctrl_c_waits_for_the_record_once():
+    said = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    with interrupt_between_records(lambda: said.append(1)) as interrupt:
+        assert not interrupt.pending
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.pending
+        assert said == [1]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interrupt_between_records(lambda: said.append(2)) as interrupt:
+        signal.raise_signal(signal.SIGINT)  # as it was asked for
+    assert (said, interrupt.pending) == ([1], False)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_folder_in_which_nothing_was_done_goes_again(workplace, monkeypatch):
+    def crash(self, folder, console):
+        raise RuntimeError("out of memory")
+
+    def crash_later(self, folder, console):
+        folder.append_metrics({"stage": "fill"})
+        crash(self, folder, console)
+
+    (workplace / "metad.yaml").write_text(CONFIG)
+    for way, left in ((crash, False), (crash_later, True)):
+        monkeypatch.setattr(BiasedJob, "execute", way)
+        result = call("run", "metad.yaml", "-o", "out")
+        assert isinstance(result.exception, RuntimeError)  # with its traceback: it is no error of the user's
+        assert (workplace / "out").exists() == left
+
+
+def test_narrow_and_wide_sigmas_are_doubted(workplace):
+    assert list(doubts_of(build(CONFIG, workplace))) == []
+    (narrow,) = doubts_of(build(CONFIG.replace(PSI, "psi: {sigma: 1 deg}"), workplace))
+    assert narrow.startswith("sigma of psi is 0.0028 of the variable's circle: 360 hills side by side cover it once")
+    (narrow,) = doubts_of(build(CONFIG.replace(PSI, "d: {sigma: 0.002 nm}"), workplace))
+    assert narrow.startswith("sigma of d is 0.005 of the variable's range: 200 hills")
+    (wide,) = doubts_of(build(CONFIG.replace(PSI, "d: {sigma: 0.12 nm}"), workplace))
+    assert wide.startswith("sigma of d is 0.3 of the variable's range: the bias resolves little")
+
+
+def test_the_range_of_a_variable_is_that_of_its_grid_unless_the_bias_has_one(workplace):
+    setup = build(CONFIG.replace(PSI, "d: {sigma: 0.02 nm}"), workplace)
+    _, d = setup.bias.grid_axes
+    assert (d.lower, d.upper) == (0.2, 0.6)
+    assert str(setup.config.bias.variables["d"].range) == "0.2 nm .. 0.6 nm"  # in the config that is kept
+    assert setup.config.bias.variables["phi"].range is None
+    own = build(CONFIG.replace(PSI, "d: {sigma: 0.02 nm, range: 0.1 nm .. 0.9 nm}"), workplace)
+    assert (own.bias.grid_axes[1].lower, own.bias.grid_axes[1].upper) == (0.1, 0.9)
+    free = build(OPES.replace(PSI, "d: {sigma: 0.02 nm}"), workplace)  # OPES sums kernels unless a grid is asked for
+    assert free.bias.grid_axes is None
+    assert free.config.bias.variables["d"].range is None
+
+
+def test_nothing_is_read_off_an_empty_bias(workplace):
+    setup = build(CONFIG, workplace)
+    request = setup.request.difference
+    assert _from_bias(setup, setup.bias, request) is None
+    write_hills(workplace / "one", hills(("phi", "psi")))
+    given = build(CONFIG.replace("  kind: well", "  start_from: [one]\n  kind: well"), workplace)
+    assert _from_bias(given, given.bias, given.request.difference) is not None
+
+
+def test_a_region_keeps_the_unit_it_was_written_in(workplace):
+    found = build(CONFIG.replace(DIFFERENCE, "{variable: phi, region: 150 deg .. -150 deg}"), workplace)
+    request = found.request.difference
+    assert request.region.lower == pytest.approx(math.radians(150.0))
+    assert region_text(request) == "150 < phi < -150 deg across the seam"
+    assert found.config.model_dump(mode="json")["analysis"]["difference"]["region"] == "150 deg .. -150 deg"
+    mixed = build(CONFIG.replace(DIFFERENCE, "{variable: phi, region: 0 rad .. 90 deg}"), workplace)
+    assert region_text(mixed.request.difference) == "0 < phi < 1.571 rad"
+    length = build(CONFIG.replace(DIFFERENCE, "{variable: d, region: 3 A .. 4 A}"), workplace)
+    assert region_text(length.request.difference) == "3 < d < 4 A"
 
 
 def test_all_walkers_leave_frames():

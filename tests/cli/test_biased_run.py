@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +89,24 @@ from feynkac.cli.main import main
 main()
 """
 """Kills itself when so many records are on the disk, the last of them behind the checkpoint."""
+INTERRUPTED = """\
+import os, signal
+from feynkac.cli.biased import journal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+journal.SECONDS_BETWEEN_CHECKPOINTS = 1e9
+whole, seen = journal.Journal.add, []
+def interrupted(self, staged):
+    seen.append(staged)
+    if len(seen) == {records}:
+        for _ in range({times}):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert len(seen) <= {records}
+    whole(self, staged)
+journal.Journal.add = interrupted
+from feynkac.cli.main import main
+main()
+"""
+"""Presses Ctrl-C, once or twice, while it takes in a record; no other checkpoint is due."""
 
 
 def write_configs(folder):
@@ -245,8 +266,115 @@ def test_lost_walkers_and_samples_off_the_grid_are_said(whole):
     assert notes[0] == "one"
     assert notes[1].startswith("2 of 6 walkers lost their finite energy while they were relaxed or melted")
     assert notes[2].startswith("1 of 6 walkers had no finite energy any more and were retired")
-    assert notes[3].startswith("7 samples lay beyond an end of the bias's grid")
+    assert notes[3].startswith("7 samples lay beyond an end of the bias's grid (of the production's, 0 of 100): the")
+    told = {number.key: number for number in all_numbers(outcome_of(setup, lost, bias))}
+    assert "5 walkers" in " ".join(number.remark for number in told.values())  # 60 and more blocks, or 5 walkers
     assert any("effective samples on one side" in note for note in notes)
+
+
+PLUGIN = """\
+import torch
+from feynkac.molecular.cvs import CallableVariable
+
+def half(name):  # a number for every other structure only
+    def function(x):
+        count = torch.arange(len(x), device=x.device)
+        return torch.where(count % 2 == 0, x[:, 8, 2], torch.nan)
+    return CallableVariable(function, name, "nm")
+
+def never(name):
+    return CallableVariable(lambda x: x[:, 8, 2] * torch.nan, name, "nm")
+
+def broken(name):
+    def function(x):
+        raise KeyError("no such thing")
+    return CallableVariable(function, name)
+
+def detached(name):
+    return CallableVariable(lambda x: x[:, 8, 2].detach(), name)
+"""
+
+
+@pytest.fixture
+def plugins(workplace, monkeypatch):
+    """A module with variables that fail; its name is that of the file."""
+    (workplace / "failing_for_tests.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(workplace))
+    yield "failing_for_tests"
+    sys.modules.pop("failing_for_tests", None)
+
+
+@pytest.mark.slow
+def test_what_no_sample_is_on_and_what_is_not_finite_cost_nothing_else(workplace, plugins):
+    changes = [
+        ("range: 0.2 nm .. 0.6 nm}",
+         "range: 6 A .. 8 A}\n  h: {plugin: 'failing_for_tests:half', range: -1 nm .. 1 nm}\n"
+         "  n: {plugin: 'failing_for_tests:never', range: 0 nm .. 1 nm}\n"
+         "  e: {distance: [4, 16], range: 0.2 nm .. 0.35 nm}"),
+        ("surface: {variables: [phi, psi]", "surface: {variables: [phi, d]"),
+        ("profiles: [phi, d]", "profiles: [phi, d, h, n, e]"),
+    ]  # fmt: skip
+    text = CONFIG
+    for change in changes:
+        assert change[0] in text
+        text = text.replace(*change)
+    (workplace / "odd.yaml").write_text(text)
+    output = " ".join(succeed("run", "odd.yaml", "-o", "out").split())
+    out = workplace / "out"
+    assert "100% of the weight lies outside the axis of d, 0.6 to 0.8 nm: the samples are between 0.3" in output
+    assert "no sample with a weight lies inside the axes of phi and d: the surface is left out" in output
+    assert "no sample with a weight lies inside the axes of d: the profile of d is left out" in output
+    assert "h is not finite in 60 of 120 samples with a weight" in output
+    assert "n is not finite in 120 of 120 samples with a weight" in output
+    assert "the profile of n is left out" in output
+    assert re.search(r"\d+% of the weight lies outside the axis of e, 0.2 to 0.35 nm", output)
+    names = {path.name for path in out.iterdir()}
+    assert {"weights.npz", "results.json", "report.html", "fes_phi.dat", "fes_h.dat", "fes_e.dat", "COLVAR"} <= names
+    assert not {"fes.dat", "fes.png", "fes_d.dat", "fes_n.dat"} & names
+    found = arrays(out / "weights.npz")
+    assert np.isnan(found["variable_h"]).sum() == 60
+    page = (out / "report.html").read_bytes()
+    succeed("report", "out")
+    assert (out / "report.html").read_bytes() == page
+    told = json.loads((out / "results.json").read_text())["warnings"]
+    assert sum("n is not finite" in warning for warning in told) == 1
+
+
+@pytest.mark.slow
+def test_a_region_of_a_variable_that_is_not_finite_is_left_out(workplace, plugins):
+    for name, share in (("half", 60), ("never", 0)):
+        text = CONFIG.replace("  psi: {tor", f"  q: {{plugin: 'failing_for_tests:{name}'}}\n  psi: {{tor").replace(
+            "{variable: phi, region: -1.5 rad .. 0 rad, bootstrap: 10}", "{variable: q, region: 0 nm .. 9 nm}"
+        )
+        (workplace / "odd.yaml").write_text(text)
+        output = " ".join(succeed("run", "odd.yaml", "-o", name).split())
+        assert f"q is not finite in {120 - share} of 120 samples" in output
+        assert ("delta_f_kT" in numbers(workplace / name)) == (share > 0)
+    found = arrays(workplace / "half" / "weights.npz")
+    known = np.isfinite(found["variable_q"])
+    weights = np.exp(found["log_weights"][known])
+    expected = weights[found["variable_q"][known] > 0].sum() / weights.sum()
+    assert numbers(workplace / "half")["probability"]["value"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "said"),
+    [
+        ("broken", "analysed", "variables.q: fails on the structure of the molecule: the function failed: KeyError"),
+        ("broken", "biased", "variables.q: fails on the structure of the molecule: the function failed: KeyError"),
+        ("never", "biased", "variables.q: is nan on the structure of the molecule"),
+        ("detached", "biased", "variables.q: fails on the structure of the molecule: the values do not follow"),
+    ],
+)
+def test_a_variable_that_fails_at_the_start_is_an_error_before_anything_is_made(workplace, plugins, name, where, said):
+    text = CONFIG.replace("  psi: {tor", f"  q: {{plugin: 'failing_for_tests:{name}'}}\n  psi: {{tor")
+    if where == "biased":
+        text = text.replace("    psi: {sigma: 0.3 rad}", "    q: {sigma: 0.1 nm, range: 0 nm .. 1 nm}").replace(
+            "0.1 nm, range: 0 nm .. 1 nm" if name == "detached" else "nothing", "0.1, range: 0 .. 1"
+        )
+    (workplace / "odd.yaml").write_text(text)
+    assert said in complaint("run", "odd.yaml", "-o", "out")
+    assert not (workplace / "out").exists()
 
 
 @pytest.mark.slow
@@ -287,6 +415,9 @@ def test_absurd_errors_and_what_is_far_from_a_reference_are_said(whole):
         left = draw_convergence(drawn, drawn.report, drawn.difference).axes[0]
         names = [] if left.get_legend() is None else [text.get_text() for text in left.get_legend().get_texts()]
         assert ("reference" in names) == shown
+        beyond = [text.get_text() for text in left.texts]  # with an arrow to the edge
+        far = drawn.setup.reference["delta_f_kT"]["value"]
+        assert beyond == ([] if shown else [f"reference {far:.2f} kT"])
     absurd = replace(outcome.difference, std_error=5e27)
     report = replace(outcome.report, std_error=5e27, independent=1e4, autocorrelation=None)
     wild = replace(outcome, difference=absurd, report=report)
@@ -374,6 +505,41 @@ def test_a_killed_run_ends_with_the_same_bits(whole, workplace, kind, records):
     assert folder.metrics.stat().st_size > kept["metrics.jsonl"]  # something to be cut back
     succeed("resume", "killed")
     assert_same_run(whole / kind, workplace / "killed", kind)
+
+
+def stopped(*words, code):
+    """What a command prints that Ctrl-C ends."""
+    found = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 130, found.stderr
+    assert "Traceback" not in found.stderr
+    return found.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "records"), [("well_tempered", 3), ("well_tempered", 20), ("opes", 11)])
+def test_an_interrupted_run_keeps_the_record_at_hand_and_ends_with_the_same_bits(whole, workplace, kind, records):
+    output = stopped("run", f"{kind}.yaml", "-o", "out", code=INTERRUPTED.format(records=records, times=1))
+    assert "go on with: feynkac resume out (from its last checkpoint" in output
+    folder = RunFolder(workplace / "out")
+    assert not folder.complete
+    steps = int(load_state(folder.checkpoint / "state")[0]["run.walkers.steps"])
+    assert steps == (5 * records if records <= 10 else 50 + 10 * (records - 10))  # nothing is lost
+    kept = rows(folder.metrics)
+    succeed("resume", "out")
+    assert rows(folder.metrics)[: len(kept)] == kept
+    assert_same_run(whole / kind, workplace / "out", kind)
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_stops_at_once(workplace):
+    stopped("run", "well_tempered.yaml", "-o", "out", code=INTERRUPTED.format(records=12, times=2))
+    assert not (workplace / "out" / "checkpoint").exists()
 
 
 @pytest.mark.slow

@@ -61,6 +61,18 @@ def test_intervals():
             parse_interval(wrong)
 
 
+def test_intervals_are_kept_as_they_were_written():
+    found = parse_interval("0  deg .. 57.3 deg")
+    assert str(found) == "0 deg .. 57.3 deg"
+    assert parse_interval(str(found)) == found
+    assert (parse_interval(str(found)).lower, parse_interval(str(found)).upper) == (found.lower, found.upper)
+    assert found.written == (0.0, 57.3, "deg")
+    assert parse_interval("2 A .. 0.5 nm").written is None
+    assert Interval(0.0, 1.0, "angle").written is None
+    assert str(Interval(0.0, 1.0, "angle")) == "0.0 rad .. 1.0 rad"
+    assert found != parse_interval("0 deg .. 57.4 deg")
+
+
 def test_widths():
     assert parse_width("0.1 rad") == Width(0.1, "angle")
     assert parse_width(str(Width(1 / 3, "length"))) == Width(1 / 3, "length")

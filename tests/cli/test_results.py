@@ -3,16 +3,21 @@
 import json
 import math
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import matplotlib
 import pytest
 import torch
+from matplotlib.contour import QuadContourSet
 
 from feynkac.cli.free_energy.numbers import numbers
+from feynkac.cli.molecule.plots import profiled
 from feynkac.cli.report import plots
 from feynkac.cli.report.html import render
 from feynkac.cli.report.style import png
-from feynkac.cli.results import Number, as_json
+from feynkac.cli.report.surface_parts import visible_share
+from feynkac.cli.results import Number, as_json, region_text
 from feynkac.molecular.free_energy import Axis, Region
 from feynkac.molecular.pipeline import (
     AnalysisRequest,
@@ -88,6 +93,78 @@ def test_pictures_are_drawn_without_touching_global_settings(case):
         assert content.startswith(b"\x89PNG")
         assert content == png(picture(), dpi=40)
     assert dict(matplotlib.rcParams) == before
+
+
+def test_variables_off_their_axis_or_not_finite_cost_themselves_only(case):
+    draws, request, whole = case
+    assert whole.notes == ()
+    values = dict(draws.variables)
+    values["q"] = torch.where(torch.arange(3000) % 4 == 0, math.nan, values["d"])
+    values["n"] = torch.full_like(values["d"], math.nan)
+    narrow = {name: Axis(name=name, lower=-0.5, upper=2.0, bins=5, periodic=False) for name in ("q", "n", "d")}
+    far = Axis(name="d", lower=8.0, upper=9.0, bins=5, periodic=False, unit="nm")
+    axes = (narrow["q"], narrow["n"], narrow["d"], far, request.surface.axes[0])
+    wanted = AnalysisRequest(
+        surface=SurfaceRequest(axes=(request.surface.axes[0], far), bootstrap=20),
+        profiles=tuple(SurfaceRequest(axes=(axis,), bootstrap=20) for axis in axes),
+        difference=DifferenceRequest(variable="q", region=Region(0.0, 9.0), bootstrap=50),
+        seed=0,
+    )
+    found = analyse(replace(draws, variables=values), wanted)
+    assert found.surface is None
+    assert [profile.axes[0] for profile in found.profiles] == [axes[0], axes[2], axes[4]]
+    weights = draws.log_weights.softmax(dim=0)
+    known = torch.isfinite(values["q"])
+    inside = (weights[known & (values["q"] > 0)].sum() / weights[known].sum()).item()
+    assert found.difference.probability == pytest.approx(inside)
+    assert found.running.difference[-1].item() == pytest.approx(found.difference.value)
+    notes = " / ".join(found.notes)
+    missed = float(weights[(values["d"] < -0.5) | (values["d"] > 2.0)].sum())
+    assert "q is not finite in 750 of 2,999 samples with a weight" in notes
+    assert "the profile of n is left out" in notes
+    assert f"{missed:.0%} of the weight lies outside the axis of d, -0.5 to 2: the samples are between" in notes
+    assert "no sample with a weight lies inside the axes of phi and d: the surface is left out" in notes
+    assert "100% of the weight lies outside the axis of d, 8 to 9 nm" in notes
+    none = analyse(
+        replace(draws, variables=values), replace(wanted, difference=replace(wanted.difference, variable="n"))
+    )
+    assert none.difference is None
+    assert none.difference_smoothed is None
+    assert {number.key for number in numbers(none, wanted.difference, 1)} >= {"ess", "khat"}
+    few = {"a": SimpleNamespace(profiles=found.profiles), "b": SimpleNamespace(profiles=found.profiles[1:])}
+    assert list(profiled(SimpleNamespace(analyses=few))) == ["d", "phi"]
+
+
+def test_profiles_stand_in_rows_of_three(case):
+    _, request, analysis = case
+    for count, shape in ((1, (1, 1)), (3, (1, 3)), (5, (2, 3))):
+        drawn = plots.draw_profiles((analysis.profiles * 3)[:count], request.difference)
+        panels = [ax for ax in drawn.axes if ax.get_title("left")]
+        assert len(panels) == count
+        assert panels[0].get_gridspec().get_geometry() == shape
+        width, height = drawn.get_size_inches()
+        assert (width, height) == pytest.approx((4.1 * shape[1] + 0.5, 3.3 * shape[0]))
+
+
+def test_a_surface_of_few_samples_has_no_contours_and_says_so(case):
+    _, _, analysis = case
+    dense = analysis.surface
+    thin = replace(dense, ess=torch.where(dense.density > dense.density.max() * 0.5, dense.ess, 1.0))
+    assert visible_share(thin) < 0.5 < visible_share(dense)
+    for surface, said in ((dense, False), (thin, True)):
+        drawn = plots.draw_surface(surface)
+        lines = [c for c in drawn.axes[0].collections if isinstance(c, QuadContourSet)]
+        assert bool(lines) != said
+        assert ("too few samples" in drawn.axes[0].get_title("left")) == said
+        assert ("contour" in drawn.axes[1].get_ylabel()) != said
+
+
+def test_regions_in_words():
+    wrapped = DifferenceRequest(variable="phi", region=Region(2.5, -2.5, 2 * math.pi), bootstrap=2, unit="rad")
+    assert region_text(wrapped) == "2.5 < phi < -2.5 rad across the seam"
+    plain = replace(wrapped, region=Region(0.0, math.pi, 2 * math.pi))
+    assert region_text(plain) == "0 < phi < 3.142 rad"
+    assert region_text(replace(plain, unit="deg", shown=(0.0, 180.0))) == "0 < phi < 180 deg"
 
 
 def test_the_page_needs_nothing_else_and_escapes_text():

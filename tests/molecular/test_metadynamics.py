@@ -8,6 +8,7 @@ import torch
 
 from feynkac.fkc.bias import BiasVariable, GridAxis, Hills, RepulsionBias, UpperWall
 from feynkac.fkc.checkpoint import load_state, save_state
+from feynkac.molecular.cvs import CallableVariable
 from feynkac.molecular.dynamics import (
     Collector,
     Metadynamics,
@@ -41,7 +42,8 @@ KINDS = {"well-tempered": well_tempered, "opes": opes}
 
 def method(energy=None, bias=None, **options):
     chosen = {"temperature": 300.0, "time_step": 0.005, "friction": 5.0, "pace": 10} | options
-    return Metadynamics(energy or PlanarEnergy(Wells()), [X], bias or well_tempered(), **chosen)
+    variables = chosen.pop("variables", [X])
+    return Metadynamics(energy or PlanarEnergy(Wells()), variables, bias or well_tempered(), **chosen)
 
 
 SETTINGS = MetadynamicsSettings(
@@ -279,6 +281,23 @@ def test_a_variable_that_fails_retires_its_walker_only():
     assert torch.equal(state.walkers.positions[alive], untouched.positions[alive])
     assert torch.isfinite(record.values).all()
     assert torch.equal(torch.isneginf(record.log_weights), ~alive)
+
+
+def test_a_variable_without_any_finite_value_is_named_before_anything_runs():
+    energy = PlanarEnergy(Wells())
+    lost = CallableVariable(lambda x: torch.sqrt(x[:, 0, 0] - 0.2), "x", "nm")
+    message = r"the biased variable x is nan for all 12 walkers at the start"
+    with pytest.raises(ValueError, match=message):
+        metadynamics(energy, at(0.1, count=12), [lost], well_tempered(), SETTINGS, generator())
+    assert energy.n_calls == 0
+    with pytest.raises(ValueError, match=message):
+        method(variables=[lost]).init(generator(), at(0.1, count=12))
+    wall = Restrained(CallableVariable(lambda x: x[:, 0, 0] / 0.0, "q", "nm"), UpperWall(0.1, 1.0), "wall")
+    with pytest.raises(ValueError, match=r"the restrained variable q is inf for all 12 walkers"):
+        metadynamics(energy, at(0.1, count=12), [X], well_tempered(), SETTINGS, generator(), restraints=[wall])
+    some = at(0.1, count=12)
+    some[0, 0, 0] = 0.3  # one walker has a value
+    method(variables=[lost]).check_values(some)
 
 
 def test_all_retired_or_told_to_raise():
