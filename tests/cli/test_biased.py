@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("openmm")
 
 from feynkac.cli.biased.bias import asked_nodes
-from feynkac.cli.biased.build import Setup
+from feynkac.cli.biased.build import Setup, _threads_that_pay
 from feynkac.cli.biased.config import MetadynamicsConfig
 from feynkac.cli.biased.files import GrowingFiles
 from feynkac.cli.biased.interrupt import interrupt_between_records
@@ -454,3 +454,12 @@ def test_all_walkers_leave_frames():
         kept = torch.arange(0, samples, stride)
         assert len(torch.unique(kept % walkers)) == min(walkers, len(kept))
         assert 0.5 * min(frames, samples) < len(kept) <= max(frames, samples // stride + 1)
+
+
+@pytest.mark.parametrize(("walkers", "threads"), [(32, 1), (1000, 1), (1900, 2), (10_000, 8)])
+def test_threads_by_the_size_of_the_batch(monkeypatch, walkers, threads):
+    taken = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    _threads_that_pay(22 * walkers)
+    assert taken == [threads]
