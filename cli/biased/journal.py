@@ -70,12 +70,12 @@ class Journal:
 
     @property
     def energy_calls(self) -> int:
-        """Evaluations of the energy so far, all sessions together."""
+        """Evaluations of the energy so far, parts before a resume included."""
         return self._calls_before + self.setup.energy.n_calls
 
     @property
     def seconds(self) -> float:
-        """Wall time so far, all sessions together."""
+        """Wall time so far, parts before a resume included."""
         return self._seconds + time.monotonic() - self._start
 
     def generator(self) -> Generator:

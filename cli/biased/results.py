@@ -33,7 +33,7 @@ from ...molecular.pipeline_surfaces import known_log_weights, surfaces_of, weigh
 from ..errors import UserError
 from ..tables import VARIABLE
 from .build import Setup
-from .watch import cores
+from .watch import cores, reach_of
 
 __all__ = ["Outcome", "outcome_of"]
 
@@ -142,7 +142,7 @@ def outcome_of(setup: Setup, arrays: Mapping[str, Tensor], bias: RepulsionBias) 
 
 def _report(setup: Setup, request: DifferenceRequest, values: Tensor, log_weights: Tensor) -> ConvergenceReport:
     inside = request.region.contains(values)
-    core_in, core_out = cores(values, request)
+    core_in, core_out = cores(values, request, reach_of(values, log_weights > -math.inf))
     axis = next((p.axes[0] for p in setup.request.profiles if p.axes[0].name == request.variable), None)
     return convergence(
         inside,

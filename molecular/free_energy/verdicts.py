@@ -80,7 +80,8 @@ def _drift(report: ConvergenceReport) -> list[str]:
         populated = report.profile.value.min(0).values < -math.log(RARE_CELL)
         once = int((torch.isinf(report.profile.difference) & populated).sum())
         if once:
-            found.append(f"{once} cells of the profile with a share above {RARE_CELL} were visited in one half only")
+            cells = "1 cell" if once == 1 else f"{once} cells"
+            found.append(f"{cells} of the profile with a share above {RARE_CELL} visited in one half only")
     return found
 
 
