@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..fkc.weights import normalize
 from .free_energy import Axis, FreeEnergySurface, free_energy_surface
 from .free_energy.surface import EmptySurface
 
@@ -133,7 +134,7 @@ def _not_finite(values: Mapping[str, Tensor], log_weights: Tensor) -> Iterator[s
 
 
 def _outside(axes: Sequence[Axis], columns: Sequence[Tensor], log_weights: Tensor) -> Iterator[str]:
-    weights = torch.softmax(log_weights.double(), dim=0)
+    weights = normalize(log_weights)
     for axis, column in zip(axes, columns, strict=True):
         share = float(weights[(weights > 0) & (axis.cell(column) < 0)].sum())
         if not axis.periodic and share > _MUCH:

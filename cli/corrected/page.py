@@ -11,7 +11,7 @@ from ..report.citations import CORRECTORS
 from ..report.html import Frame, write_page
 from ..report.style import png
 from ..results import Number
-from . import plots as plots
+from . import plots
 from .config import CorrectedConfig, TargetConfig
 from .exponent import Exponent
 from .results import Outcome

@@ -12,7 +12,7 @@ from ..report.html import Frame, write_page
 from ..report.plots import draw_weights
 from ..report.style import png
 from ..results import Number
-from . import plots as plots
+from . import plots
 from .config import MoleculeConfig
 from .results import Outcome
 

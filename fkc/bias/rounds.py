@@ -235,7 +235,7 @@ def _mixture(reduced: Tensor, log_weights: Tensor, index: Tensor) -> tuple[Tenso
         log_weights: (N,) of each sample under the biased law of its round; their mean estimates its integral.
         index: (N,) its round.
     """
-    log_shares = torch.bincount(index, minlength=len(reduced)).div(len(index)).log()[:, None]
+    log_shares = torch.bincount(index, minlength=len(reduced)).double().div(len(index)).log()[:, None]
 
     def weighted(log_z: Tensor) -> Tensor:
         return log_weights - log_z[index] - torch.logsumexp(log_shares - log_z[:, None] - reduced, dim=0)

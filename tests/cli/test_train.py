@@ -73,7 +73,7 @@ def test_a_flow_is_trained_and_can_be_run(workplace):
 
 
 def test_a_stopped_training_goes_on(workplace, monkeypatch):
-    from feynkac.cli.training import flow_job as training_job
+    from feynkac.cli.training import flow_job
 
     class Stop(Exception):
         pass
@@ -82,10 +82,10 @@ def test_a_stopped_training_goes_on(workplace, monkeypatch):
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_job.RunFolder, "append_metrics", stop)
+        patch.setattr(flow_job.RunFolder, "append_metrics", stop)
         assert isinstance(call("train", "train.yaml", "-o", "out").exception, Stop)
     assert (workplace / "out" / "frames" / "state.json").is_file()
-    monkeypatch.setattr(training_job, "draw_frames", lambda *a, **k: pytest.fail("the frames were there"))
+    monkeypatch.setattr(flow_job, "draw_frames", lambda *a, **k: pytest.fail("the frames were there"))
     result = call("resume", "out")
     assert result.exit_code == 0, result.output
     assert (workplace / "out" / "flow").is_dir()

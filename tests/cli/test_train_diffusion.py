@@ -15,9 +15,9 @@ from feynkac.cli.errors import UserError
 from feynkac.cli.kinds import job_kind
 from feynkac.cli.paths import resolve
 from feynkac.cli.run_folder import RunFolder
-from feynkac.cli.training import diffusion_job as diffusion_train_job
+from feynkac.cli.training import diffusion_job
 from feynkac.cli.training.diffusion_config import DiffusionTrainConfig
-from feynkac.cli.training.flow_job import training_inputs
+from feynkac.cli.training.frames import training_inputs
 from feynkac.cli.validation import load_config
 from feynkac.molecular.diffusion import MoleculePipeline
 from feynkac.molecular.diffusion.training import DenoiserFit
@@ -98,7 +98,7 @@ def test_a_pipeline_is_trained_and_a_killed_run_ends_with_its_bits(workplace, mo
         assert isinstance(call("train", "small.yaml", "-o", "stopped").exception, Stop)
     folder = RunFolder.open(Path("stopped"))
     assert not folder.complete
-    monkeypatch.setattr(diffusion_train_job, "draw_frames", lambda *a, **k: pytest.fail("the frames were there"))
+    monkeypatch.setattr(diffusion_job, "draw_frames", lambda *a, **k: pytest.fail("the frames were there"))
     result = call("resume", "stopped")
     assert result.exit_code == 0, result.output
     assert same(parameters("stopped"), parameters("whole"))

@@ -258,7 +258,7 @@ def test_rounds_far_apart_are_joined_by_their_evidences():
         drawn = Drawn(center[[k]].repeat(50, 1), torch.full((50,), evidence, dtype=torch.float64), None)
         made.append(Round(k, wall, drawn, wall))
     pooled = pool_rounds(made)
-    assert pooled.log_normalizers.tolist() == pytest.approx([-1.0, -2.5], abs=1e-8)
+    assert pooled.log_normalizers.tolist() == pytest.approx([-1.0, -2.5], abs=1e-9)
     share = float(pooled.mean((pooled.values[:, 0] > 0).double()))
     assert share == pytest.approx(math.exp(-1.0) / (math.exp(-1.0) + math.exp(-2.5)), abs=1e-9)
 

@@ -220,14 +220,14 @@ def test_a_result_is_the_same_after_a_kill(stop, tmp_path):
 def test_records_do_not_hold_the_positions():
     run, noise, collector = method(), generator(), Collector(positions_every=2)
     state = run.init(noise, at(0.1, count=500))
-    for now, record in run.fill(noise, state, 3):  # noqa: B007
+    for filled, record in run.fill(noise, state, 3):  # noqa: B007
         collector.add("fill", record)
-    for now, record in run.produce(noise, now, 4):  # noqa: B007, B020
+    for sampled, record in run.produce(noise, filled, 4):  # noqa: B007
         collector.add("sample", record)
     assert record.positions.untyped_storage().nbytes() == 500 * 3 * 8
     held = [r.positions.untyped_storage().nbytes() for r in (*collector._fill, *collector._sample)]
     assert held == [0] * 7
-    assert collector.result(now, energy_calls=0, expected=4).positions.shape == (2, 500, 1, 3)
+    assert collector.result(sampled, energy_calls=0, expected=4).positions.shape == (2, 500, 1, 3)
 
 
 # --- retired walkers --------------------------------------------------------------------------------------------------
